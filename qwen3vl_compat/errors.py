@@ -1,0 +1,84 @@
+"""Every way a request can be refused or fail.
+
+ApiError                     status, code, message, param, retry_after
+├── InvalidRequest           400  the request itself is at fault; `param` names the field
+├── Unauthorized             401  no key, or one that is not ours
+├── Forbidden                403  the key may not do this
+├── NotFound                 404  no such model or route
+├── Overloaded               503  no room now; `retry_after` says when to come back
+├── DeadlineExceeded         504  the time allowed for the request is over
+└── EngineFailed             500  our own fault, never the client's
+
+Raised anywhere, encoded once, by the wire the request came in on. A message is written for the client: it names the
+field and the limit and never holds a path, a class name or the text of a foreign exception.
+"""
+
+
+class ApiError(Exception):
+    """A refusal or failure with everything a wire needs to say so."""
+
+    status = 500
+    code = "engine_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        """`param` is the field's path in the body; `retry_after` is in whole seconds, 1 to 60."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or type(self).code
+        self.status = status or type(self).status
+        self.retry_after = retry_after
+
+
+class InvalidRequest(ApiError):
+    """The client's request cannot be served as it stands (400 unless a closer status is given)."""
+
+    status = 400
+    code = "invalid_value"
+
+
+class Unauthorized(ApiError):
+    """No key came along, or one this server does not know; `code` tells which."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """The key is known and may not do this."""
+
+    status = 403
+    code = "permission_denied"
+
+
+class NotFound(ApiError):
+    """No such model, route or object, or it is another tenant's."""
+
+    status = 404
+    code = "not_found"
+
+
+class Overloaded(ApiError):
+    """There is no room now, or the server is stopping."""
+
+    status = 503
+    code = "server_is_overloaded"
+
+
+class DeadlineExceeded(ApiError):
+    """The time the server or the client allows a request has passed."""
+
+    status = 504
+    code = "timeout"
+
+
+class EngineFailed(ApiError):
+    """The engine broke while serving this request."""
