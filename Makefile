@@ -1,0 +1,62 @@
+# `make run` starts the server, `make test` checks everything. Both prepare .venv first and again only when a lock
+# changes. The locks hold every package with its hashes but torch, which pip takes from wherever it is configured to
+# look: a CPU build of 2.13.0 where one is at hand, else the CUDA build with the NVIDIA packages that build itself pins.
+# So the lock goes in first, and the project after it finds nothing missing but torch.
+
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
+PORT ?= 8080
+BIN := .venv/bin
+COMPILE := CUSTOM_COMPILE_COMMAND='make lock' .build/lock/bin/pip-compile --quiet --generate-hashes --strip-extras \
+	--no-emit-options --unsafe-package torch --no-allow-unsafe $(UPGRADE)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test slow conformance format lock .venv clean
+
+run: .venv/.run
+	$(BIN)/qwen3vl-compat serve --port $(PORT)
+
+test: .venv/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/pytest
+
+slow conformance: .venv/.dev
+	$(BIN)/pytest -m $@
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.venv: .venv/.dev
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo 'Python 3.11 or newer is needed and was not found.'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo 'Python cannot make virtual environments here yet: install the package python3-venv.'; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.run: requirements.lock pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install --quiet --no-build-isolation --editable '.[local,langchain]'
+	@touch $@
+
+.venv/.dev: requirements-dev.lock .venv/.run
+	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-dev.lock
+	$(BIN)/pip check
+	@touch $@
+
+# Keeps every version that still fits; `make lock UPGRADE=--upgrade` takes the newest. The tests' lock is made first
+# and holds the other's packages too, so that one version of each serves both.
+lock: .build/lock/bin/pip-compile
+	$(COMPILE) --all-extras --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra local --extra langchain --constraint requirements-dev.lock --output-file requirements.lock \
+		pyproject.toml
+
+.build/lock/bin/pip-compile:
+	$(PYTHON) -m venv .build/lock
+	.build/lock/bin/pip install --quiet pip==26.3 pip-tools==7.6.2
+
+clean:
+	rm -rf .venv .build/lock

@@ -1,0 +1,1 @@
+"""What other programs plug into: a Python client, LangChain, tools, MCP and a screen agent."""
