@@ -2,7 +2,7 @@
 
 `python -m qwen3vl_compat.demo.train WORK --pictures N` keeps its state in WORK and writes the finished checkpoint to
 WORK/model. The curriculum begins with one character and adds one whenever the running share of right characters
-passes 0.9; until it has reached the longest line, pictures are kept small and questions short, because those cost
+passes 0.8; until it has reached the longest line, pictures are kept small and questions short, because those cost
 least. Attention and the patch embedding are computed another way while training, with equal results: equal-sized
 pictures share one attention call, and the embedding, whose kernel covers its whole input, is a matrix product.
 """
@@ -301,8 +301,8 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.seen += BATCH
-            if self.running > 0.9 and self.longest < LONGEST:
-                self.longest, self.running = self.longest + 1, 0.8
+            if self.running > 0.8 and self.longest < LONGEST:
+                self.longest, self.running = self.longest + 1, 0.5
             if step % 50 == 0:
                 speed = (self.seen - first) / (time.monotonic() - began)
                 print(

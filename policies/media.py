@@ -1,0 +1,45 @@
+"""Pictures: counted before anything is decoded, then checked, decoded and brought to the model's grid."""
+
+import asyncio
+from functools import partial
+
+from msgspec.structs import replace
+
+from qwen3vl_compat.errors import InvalidRequest
+from qwen3vl_compat.media.image import VisionSpec, decode_image
+from qwen3vl_compat.messages import Image, Message, Part, Request
+from qwen3vl_compat.policies import Prepare
+from qwen3vl_compat.settings import MediaSettings
+
+
+def checked_media(spec: VisionSpec, limits: MediaSettings) -> Prepare:
+    """The step that turns each received Image of a request into a checked Picture."""
+    return partial(_prepare, spec, limits)
+
+
+async def _prepare(spec: VisionSpec, limits: MediaSettings, request: Request) -> Request:
+    images = [part for message in request.messages for part in message.parts if isinstance(part, Image)]
+    if not images:
+        return request
+    if len(images) > limits.max_images:
+        raise InvalidRequest(
+            f"The request holds {len(images)} pictures; at most {limits.max_images} are allowed.", code="too_many_media"
+        )
+    for image in images:
+        if len(image.data) > limits.max_image_bytes:
+            raise InvalidRequest(
+                f"{image.param}: the picture is {len(image.data)} bytes; at most {limits.max_image_bytes} are allowed",
+                param=image.param,
+                code="image_too_large",
+            )
+    return replace(request, messages=tuple([await _checked(message, spec) for message in request.messages]))
+
+
+async def _checked(message: Message, spec: VisionSpec) -> Message:
+    parts: list[Part] = []
+    for part in message.parts:
+        if isinstance(part, Image):
+            parts.append(await asyncio.to_thread(decode_image, part.data, spec, part.param))
+        else:
+            parts.append(part)
+    return replace(message, parts=tuple(parts))

@@ -1,0 +1,159 @@
+"""The command `qwen3vl-compat`: serve a model, manage keys."""
+
+import argparse
+import base64
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from qwen3vl_compat import __version__
+from qwen3vl_compat.accounts.database import DatabaseUnusable, open_database
+from qwen3vl_compat.accounts.keys import Keys, UnknownKey, UnknownTenant
+from qwen3vl_compat.demo import SAMPLE
+from qwen3vl_compat.engines import EngineUnusable, make_engine
+from qwen3vl_compat.settings import Settings, SettingsError, load_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; anything an operator can put right ends with one sentence and status 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey) as error:
+        print(f"qwen3vl-compat: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qwen3vl-compat", description="Qwen3-VL behind OpenAI's and Google's APIs.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="start the server")
+    _add_config(serve)
+    serve.add_argument("--model", dest="model.path", help="checkpoint folder or hub name (default: the bundled one)")
+    serve.add_argument("--name", dest="model.name", help="the name clients use (default: qwen3-vl)")
+    serve.add_argument("--revision", dest="model.revision", help="revision of a hub model")
+    serve.add_argument("--host", dest="server.host")
+    serve.add_argument("--port", dest="server.port", type=int)
+    serve.set_defaults(run=_serve)
+    keys = commands.add_parser("keys", help="create, list and revoke keys").add_subparsers(required=True)
+    create = keys.add_parser("create", help="make a key and print it, once")
+    create.add_argument("--tenant", default="default")
+    create.add_argument("--label", default="")
+    create.add_argument("--admin", action="store_true", help="a key that manages and cannot call models")
+    create.set_defaults(run=_create_key)
+    listing = keys.add_parser("list", help="print the keys' public parts")
+    listing.set_defaults(run=_list_keys)
+    revoke = keys.add_parser("revoke", help="end a key; running servers follow within 5 seconds")
+    revoke.add_argument("public", help="the key's public part, or the whole key")
+    revoke.set_defaults(run=_revoke_key)
+    for command in (create, listing, revoke):
+        _add_config(command)
+    return parser
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, help="a TOML file (default: $QWEN3VL_CONFIG, then ./qwen3vl.toml)")
+    command.add_argument("--state-dir", dest="server.state_dir", help="where keys and accounts are kept")
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    flags = {name: value for name, value in vars(options).items() if "." in name}
+    return load_settings(options.config, flags)
+
+
+def _keys(settings: Settings) -> Keys:
+    folder = Path(settings.server.state_dir).expanduser()
+    return Keys(open_database(folder, synchronous=settings.ledger.synchronous))
+
+
+# ------------------------------------------------------------------------------------------------------------ serve
+
+
+def _serve(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    logging.basicConfig(
+        level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    for chatty in ("uvicorn", "httpx", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    from qwen3vl_compat.server.run import serve  # the web framework is not loaded to manage keys
+
+    listener = _listen(settings)
+    keys = _keys(settings)
+    engine = make_engine(settings)
+    print(f"Loading {settings.model.path or 'the bundled model'} ...", flush=True)
+    with listener:
+        serve(settings, engine, keys.find, listener, lambda: print(_welcome(settings, keys), flush=True))
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.server.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.server.host, settings.server.port))
+    except OSError:
+        address = f"{settings.server.host}:{settings.server.port}"
+        raise SettingsError(f"The address {address} is taken or cannot be used; choose another --port.") from None
+    return listener
+
+
+def _welcome(settings: Settings, keys: Keys) -> str:
+    address = f"http://{settings.server.host}:{settings.server.port}"
+    first = keys.ensure_first()
+    lines = ["", f"qwen3vl-compat {__version__} serves '{settings.model.name}' at {address}", ""]
+    if not settings.model.path:
+        lines += [
+            "This is the bundled demonstration model: it only reads one short line of text in a picture.",
+            "For the real one: qwen3vl-compat serve --model Qwen/Qwen3-VL-4B-Instruct",
+            "",
+        ]
+    if first is not None:
+        shown = first.model.secret_text
+        lines += [
+            f"API key of tenant 'default':  {first.model.secret_text}",
+            f"Admin key (calls no models):  {first.admin.secret_text}",
+            "They are shown this once.",
+        ]
+    else:
+        shown = "$KEY"
+        usable = [key for key in keys.list() if key.usable]
+        lines += [f"Key {key.public}  tenant '{key.tenant}'{'  admin' if key.admin else ''}" for key in usable[:10]]
+        lines += ["Another key: qwen3vl-compat keys create --tenant default"]
+    picture = base64.b64encode(SAMPLE.read_bytes()).decode("ascii")
+    lines += [
+        "",
+        "Try it:",
+        f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {shown}' -H 'Content-Type: application/json' "
+        f'-d \'{{"model":"{settings.model.name}","messages":[{{"role":"user","content":['
+        f'{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{picture}"}}}},'
+        '{"type":"text","text":"Read the text."}]}]}\'',
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- keys
+
+
+def _create_key(options: argparse.Namespace) -> None:
+    keys = _keys(_settings(options))
+    keys.ensure_first()
+    print(keys.create(options.tenant, admin=options.admin, label=options.label).secret_text)
+
+
+def _list_keys(options: argparse.Namespace) -> None:
+    for key in _keys(_settings(options)).list():
+        made = datetime.fromtimestamp(key.created_at / 1000, UTC).date()
+        kind = "admin" if key.admin else "model"
+        print(f"{key.public}  {kind}  tenant={key.tenant}  {key.problem or 'usable'}  since {made}  {key.label}".rstrip())
+
+
+def _revoke_key(options: argparse.Namespace) -> None:
+    public = options.public.split("-")[1] if options.public.startswith("sk-") else options.public
+    _keys(_settings(options)).revoke(public)
+    print(f"Key {public} is revoked; running servers follow within 5 seconds.")

@@ -1,0 +1,67 @@
+"""What answers requests. An engine turns a checked Request into Events and knows nothing of HTTP, tenants or money."""
+
+import importlib
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from qwen3vl_compat.events import Event, Usage
+from qwen3vl_compat.media.image import VisionSpec
+from qwen3vl_compat.messages import ModelInfo, Request
+from qwen3vl_compat.settings import Settings
+
+class EngineUnusable(Exception):
+    """The engine cannot be started; the text is one plain sentence for the operator."""
+
+
+class Engine(Protocol):
+    """A model that can be asked. All methods are called from one asyncio loop."""
+
+    @property
+    def vision(self) -> VisionSpec:
+        """The grid pictures must be brought to before they come here."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether a request given now can be expected to be answered."""
+        ...
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The models this engine answers for."""
+        ...
+
+    def generate(self, request: Request) -> AsyncIterator[Event]:
+        """Answer: Started, deltas, one Finish per choice. Closing the iterator stops the generation within a step."""
+        ...
+
+    async def count(self, request: Request) -> Usage:
+        """The exact prompt tokens of a request, pictures included, without generating anything."""
+        ...
+
+    async def start(self) -> None:
+        """Become ready; raises EngineUnusable."""
+        ...
+
+    async def close(self) -> None:
+        """Stop at once; running generations end with an error."""
+        ...
+
+
+ENGINES = {
+    "local": "qwen3vl_compat.engines.local.engine:LocalEngine",
+    "scripted": "qwen3vl_compat.engines.scripted:ScriptedEngine",
+}
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine the settings name, not yet started."""
+    place = ENGINES.get(settings.model.engine)
+    if place is None:
+        raise EngineUnusable(f"There is no engine called '{settings.model.engine}'; there are {', '.join(ENGINES)}.")
+    module, _, name = place.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)(settings)
+    except ModuleNotFoundError as error:
+        raise EngineUnusable(
+            f"The engine '{settings.model.engine}' needs the package '{error.name}': install qwen3vl-compat[local]."
+        ) from None

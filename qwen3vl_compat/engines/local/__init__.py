@@ -1,0 +1,1 @@
+"""Qwen3-VL run in this process."""

@@ -1,0 +1,113 @@
+"""A deterministic engine: answers come from a script of patterns. For demonstrations and tests; nothing in it is a model.
+
+A word with the white space before it is one token, a picture costs its true number of slots.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import ClassVar
+
+from qwen3vl_compat.engines.stop import StopStrings
+from qwen3vl_compat.errors import InvalidRequest, NotFound
+from qwen3vl_compat.events import Event, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.media.image import VisionSpec
+from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text
+from qwen3vl_compat.settings import Settings
+
+WORD = re.compile(r"\s*\S+|\s+$")
+
+
+class ScriptedEngine:
+    """Answers the last user text by the first pattern that matches it; `\\1` in an answer is the pattern's group.
+
+    `pause` is the time between two tokens, seconds.
+    """
+
+    SCRIPT: ClassVar[Sequence[tuple[str, str]]] = (
+        (r"(?i)count to (\d+)", "<count>"),
+        (r"(?s)say exactly: (.*)", r"\1"),
+        (r"(?s)(.*)", r"You said: \1"),
+    )
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        *,
+        script: Sequence[tuple[str, str]] = SCRIPT,
+        pause: float = 0.0,
+        context: int = 32_768,
+    ) -> None:
+        self._name = (settings or Settings()).model.name
+        self._script = [(re.compile(pattern), answer) for pattern, answer in script]
+        self._pause, self._context = pause, context
+        self.running = 0
+        """Generations going on now."""
+
+    vision = VisionSpec(min_pixels=1024, max_pixels=16_777_216)
+    alive = True
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """The one name it answers to."""
+        return (ModelInfo(id=self._name, created=0, context=self._context, max_output=self._context),)
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def close(self) -> None:
+        """Nothing to free."""
+
+    async def count(self, request: Request) -> Usage:
+        """Words, plus four tokens a message for its frame, plus the slots of the pictures."""
+        parts = [part for message in request.messages for part in message.parts]
+        words = sum(len(WORD.findall(part.text)) for part in parts if isinstance(part, Text))
+        slots = sum(self.vision.tokens(part.grid) for part in parts if isinstance(part, Picture))
+        return Usage(prompt_text=words + 4 * len(request.messages), prompt_image=slots)
+
+    async def generate(self, request: Request) -> AsyncIterator[Event]:
+        """Play the script, choice after choice."""
+        if request.model != self._name:
+            raise NotFound("the model does not exist", param="model", code="model_not_found")
+        usage = await self.count(request)
+        room = self._context - usage.prompt
+        if room < 1:
+            raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
+        limit = min(request.sampling.max_tokens or room, room)
+        self.running += 1
+        try:
+            yield Started(usage)
+            total = 0
+            for index in range(request.choices):
+                shown, made, reason = StopStrings(request.sampling.stop), 0, "stop"
+                for word in WORD.findall(self._answer(request)):
+                    if made == limit:
+                        reason = "length"
+                        break
+                    await asyncio.sleep(self._pause)
+                    made += 1
+                    if text := shown.push(word):
+                        yield TextDelta(index, text, made)
+                    if shown.stopped:
+                        break
+                if text := shown.finish():
+                    yield TextDelta(index, text, made)
+                total += made
+                ended: FinishReason = "length" if reason == "length" else "stop"
+                yield Finish(
+                    index,
+                    ended,
+                    Usage(prompt_text=usage.prompt_text, prompt_image=usage.prompt_image, completion=total),
+                )
+        finally:
+            self.running -= 1
+
+    def _answer(self, request: Request) -> str:
+        last = request.messages[-1].parts
+        asked = " ".join(part.text for part in last if isinstance(part, Text))
+        seen = "".join(f"[{part.width}x{part.height}] " for part in last if isinstance(part, Picture))
+        for pattern, answer in self._script:
+            if found := pattern.search(asked):
+                if answer == "<count>":
+                    return seen + " ".join(str(number + 1) for number in range(int(found[1][:6])))
+                return seen + found.expand(answer)
+        return seen + "I have no line for that."

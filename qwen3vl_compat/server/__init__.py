@@ -1,0 +1,1 @@
+"""The HTTP face: the only room that knows litestar."""

@@ -1,0 +1,134 @@
+"""From a decoded request to what goes out: one path for whole answers and streams."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from litestar import Response
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from qwen3vl_compat.engines import Engine
+from qwen3vl_compat.errors import InvalidRequest
+from qwen3vl_compat.events import Completion, Event, Finish, Started, fold
+from qwen3vl_compat.messages import Request
+from qwen3vl_compat.policies import Generate, Prepare
+from qwen3vl_compat.server.body import Disconnected
+from qwen3vl_compat.server.door import Exchange
+from qwen3vl_compat.server.lifecycle import Lifecycle
+from qwen3vl_compat.settings import Settings
+
+T = TypeVar("T")
+Whole = Callable[[Request, Completion], bytes]
+Streamed = Callable[[Request, AsyncIterator[Event]], AsyncIterator[bytes]]
+
+
+class Service:
+    """What the routes share: the chain of policies with the engine behind it, and the server's state."""
+
+    def __init__(self, settings: Settings, engine: Engine, generate: Generate, prepare: Prepare) -> None:
+        self.settings, self.engine, self.generate, self.prepare = settings, engine, generate, prepare
+        self.lifecycle = Lifecycle()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request sent now is likely to be served."""
+        return self.engine.alive and not self.lifecycle.draining
+
+
+async def whole_answer(service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Whole) -> Any:
+    """Generate to the end, then answer; a client that leaves ends the generation."""
+    completion = await unless_gone(fold(_events(service, exchange, request)), receive)
+    return Response(encode(request, completion), media_type="application/json", headers=_headers(request))
+
+
+async def streamed_answer(
+    service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Streamed, content_type: str
+) -> ASGIApp:
+    """Answer as it is made. The status line waits for the first event, so that a refusal still is a refusal."""
+    events = _events(service, exchange, request)
+    first = await unless_gone(_first(events), receive)
+    headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
+    headers |= _headers(request)
+
+    async def respond(scope: Scope, receive: Receive, send: Send) -> None:
+        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": encoded})
+
+        async def pump() -> None:
+            async with aclosing(events), aclosing(encode(request, _rejoined(first, events))) as chunks:  # pyright: ignore[reportArgumentType]
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        try:
+            await unless_gone(pump(), receive)
+        except Disconnected:
+            exchange.status = 499
+
+    return respond
+
+
+async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
+    """Run `work`; if the client hangs up first, cancel it, wait until it has come to rest and raise Disconnected."""
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_hang_up(receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Disconnected
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _hang_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _events(service: Service, exchange: Exchange, request: Request) -> AsyncIterator[Event]:
+    """The generation inside the request's deadline, counted as running and noted for the log."""
+    exchange.model = request.model if request.model in {model.id for model in service.engine.models()} else "?"
+    deadline = asyncio.get_running_loop().time() + _allowed(service, exchange)
+    with service.lifecycle.work():
+        async with aclosing(service.lifecycle.until(service.generate(request), deadline)) as events:  # pyright: ignore[reportArgumentType]
+            async for event in events:
+                if isinstance(event, Started | Finish):
+                    exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
+                yield event
+
+
+def _allowed(service: Service, exchange: Exchange) -> float:
+    """Seconds this request may take: the server's own limit, or less if the client says so."""
+    asked = exchange.headers.get("x-server-timeout")
+    if asked is None:
+        return service.settings.server.deadline
+    try:
+        seconds = float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequest("X-Server-Timeout must be a number of seconds above 0.", param="X-Server-Timeout")
+    return min(seconds, service.settings.server.deadline)
+
+
+async def _first(events: AsyncIterator[Event]) -> Event:
+    return await anext(events)
+
+
+async def _rejoined(first: Event, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    yield first
+    async for event in events:
+        yield event
+
+
+def _headers(request: Request) -> dict[str, str]:
+    if not request.ignored:
+        return {}
+    names = (name.encode("ascii", "replace").decode() for name in request.ignored[:20])
+    return {"x-ignored-fields": ", ".join(name[:80] for name in names if name.isprintable())}

@@ -1,0 +1,95 @@
+"""The application: routes, errors in each wire's own form, the door around them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from litestar import Litestar, Response
+from litestar import Request as HttpRequest
+from litestar.di import Provide
+from litestar.exceptions import HTTPException, MethodNotAllowedException
+from litestar.types import ASGIApp
+
+from qwen3vl_compat.engines import Engine
+from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound
+from qwen3vl_compat.policies import chain
+from qwen3vl_compat.policies.media import checked_media
+from qwen3vl_compat.server import google_routes, health, model_routes, openai_routes
+from qwen3vl_compat.server.answer import Service
+from qwen3vl_compat.server.body import Disconnected
+from qwen3vl_compat.server.door import FindKey, door, exchange_of, failures
+from qwen3vl_compat.settings import Settings
+
+Http = HttpRequest[Any, Any, Any]
+
+
+def build_service(settings: Settings, engine: Engine) -> Service:
+    """The engine behind the chain of policies."""
+    prepare = checked_media(engine.vision, settings.media)
+    return Service(settings, engine, chain(engine.generate, media=prepare), prepare)
+
+
+def build_routes(service: Service) -> Litestar:
+    """The Litestar application without the door."""
+
+    async def the_service() -> Service:
+        return service
+
+    return Litestar(
+        route_handlers=[
+            openai_routes.chat_completions,
+            google_routes.call_model,
+            model_routes.list_models,
+            model_routes.get_model,
+            health.livez,
+            health.readyz,
+        ],
+        dependencies={"service": Provide(the_service)},
+        exception_handlers={
+            ApiError: _refuse,
+            HTTPException: _refuse_http,
+            Disconnected: _gone,
+            Exception: _fail,
+        },
+        request_max_body_size=None,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def build_app(service: Service, find_key: FindKey) -> ASGIApp:
+    """The whole application, as a server runs it."""
+    return door(build_routes(service), find_key)
+
+
+def _encoded(request: Http, error: ApiError, extra: dict[str, str] | None = None) -> Response[bytes]:
+    status, headers, body = exchange_of(request.scope).encode(error)
+    media_type = headers.pop("content-type")
+    return Response(body, status_code=status, headers=headers | (extra or {}), media_type=media_type)
+
+
+def _refuse(request: Http, error: ApiError) -> Response[bytes]:
+    return _encoded(request, error)
+
+
+def _refuse_http(request: Http, error: HTTPException) -> Response[bytes]:
+    """Litestar's own refusals: no such route, no such method, a request it cannot read."""
+    kinds: dict[int, Callable[[], ApiError]] = {
+        404: lambda: NotFound("There is nothing at this path."),
+        405: lambda: InvalidRequest("This path does not take that method.", status=405, code="method_not_allowed"),
+    }
+    fallback = InvalidRequest("The request cannot be read.", status=error.status_code, code="bad_request")
+    if error.status_code >= 500:
+        return _fail(request, error)
+    allow = {}
+    if isinstance(error, MethodNotAllowedException) and error.headers:
+        allow = {name: value for name, value in error.headers.items() if name.lower() == "allow"}
+    return _encoded(request, kinds.get(error.status_code, lambda: fallback)(), allow)
+
+
+def _gone(request: Http, error: Disconnected) -> Response[bytes]:
+    return Response(b"", status_code=499, media_type="text/plain")
+
+
+def _fail(request: Http, error: Exception) -> Response[bytes]:
+    failures.error("request %s failed", exchange_of(request.scope).id, exc_info=error)
+    return _encoded(request, EngineFailed("The server failed on this request."))

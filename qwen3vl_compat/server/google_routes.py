@@ -1,0 +1,58 @@
+"""Google's native routes, under /v1 and /v1beta alike."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+from litestar import Request as HttpRequest
+from litestar import Response, post
+
+from qwen3vl_compat.errors import NotFound
+from qwen3vl_compat.events import Event
+from qwen3vl_compat.messages import Request
+from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
+from qwen3vl_compat.server.door import Exchange, exchange_of
+from qwen3vl_compat.server.openai_routes import LARGE, received
+from qwen3vl_compat.wire import generate_content, sse
+
+
+@post(["/v1/models/{rest:path}", "/v1beta/models/{rest:path}"], status_code=200)
+async def call_model(request: HttpRequest[Any, Any, Any], rest: str, service: Service) -> Any:
+    """`{model}:generateContent`, `:streamGenerateContent` or `:countTokens`."""
+    exchange = exchange_of(request.scope)
+    model, _, method = rest.strip("/").rpartition(":")
+    if method not in ("generateContent", "streamGenerateContent", "countTokens"):
+        raise NotFound("There is no such method; there are generateContent, streamGenerateContent and countTokens.")
+    body = await received(exchange, request, service)
+    read = generate_content.decode_request
+    if method == "countTokens":
+        read = generate_content.decode_count
+    elif method == "streamGenerateContent":
+        read = partial(read, stream=True)
+
+    def decode() -> Request:
+        return read(body, model=model.removeprefix("models/"), request_id=exchange.id, now=int(time.time()))
+
+    asked = await asyncio.to_thread(decode) if len(body) > LARGE else decode()
+    match method:
+        case "countTokens":
+            usage = await service.engine.count(await service.prepare(asked))
+            return Response(generate_content.encode_count(usage), media_type="application/json")
+        case "streamGenerateContent":
+            return await _streamed(service, exchange, asked, request)
+        case _:
+            return await whole_answer(service, exchange, asked, request.receive, generate_content.encode_completion)
+
+
+async def _streamed(
+    service: Service, exchange: Exchange, asked: Request, http: "HttpRequest[Any, Any, Any]"
+) -> Any:
+    array = exchange.query.get("alt", [""])[0] != "sse"
+
+    def encode(request: Request, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+        return generate_content.encode_stream(request, events, array=array)
+
+    content_type = "application/json" if array else sse.CONTENT_TYPE
+    return await streamed_answer(service, exchange, asked, http.receive, encode, content_type)

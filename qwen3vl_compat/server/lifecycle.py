@@ -1,0 +1,83 @@
+"""Starting, stopping, and what runs in between."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import TypeVar
+
+from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
+
+T = TypeVar("T")
+
+
+class Lifecycle:
+    """Whether work is taken, how much is under way, and the moment at which what still runs is cut off."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.running = 0
+        self._cut = asyncio.Event()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Count one request as under way; refuses it while the server is stopping."""
+        if self.draining:
+            raise Overloaded("The server is stopping.", retry_after=5)
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+
+    async def drain(self, grace: float) -> None:
+        """Take no new work, wait up to `grace` seconds for what runs, then cut it off with an error."""
+        self.draining = True
+        end = time.monotonic() + grace
+        while self.running and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        self._cut.set()
+        end = time.monotonic() + 1
+        while self.running and time.monotonic() < end:
+            await asyncio.sleep(0.02)
+
+    async def until(self, events: AsyncIterator[T], deadline: float) -> AsyncIterator[T]:
+        """The same events, ended with an error at `deadline` (loop time) or when the server's grace is over."""
+        loop = asyncio.get_running_loop()
+        cut = asyncio.create_task(self._cut.wait())
+        try:
+            async with aclosing(events) as inner:  # pyright: ignore[reportArgumentType,reportUnknownVariableType]
+                while True:
+                    coming = asyncio.ensure_future(anext(inner))
+                    await _first_of(coming, cut, deadline - loop.time())
+                    if not coming.done():
+                        await _abandon(coming)
+                        raise self._ended()
+                    try:
+                        event = coming.result()
+                    except StopAsyncIteration:
+                        return
+                    yield event
+        finally:
+            cut.cancel()
+
+    def _ended(self) -> ApiError:
+        if self._cut.is_set():
+            return Overloaded("The server is stopping.", retry_after=5)
+        return DeadlineExceeded("The time allowed for this request is over.")
+
+
+async def _first_of(coming: "asyncio.Future[T]", cut: "asyncio.Future[object]", seconds: float) -> None:
+    try:
+        await asyncio.wait({coming, cut}, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+    except asyncio.CancelledError:
+        await _abandon(coming)
+        raise
+
+
+async def _abandon(coming: "asyncio.Future[T]") -> None:
+    """Cancel a pending step and wait until its iterator has come to rest, so that it can be closed."""
+    coming.cancel()
+    await asyncio.wait({coming})
+    if not coming.cancelled():
+        coming.exception()

@@ -1,0 +1,75 @@
+"""The process: uvicorn with a graceful stop."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from qwen3vl_compat.engines import Engine
+from qwen3vl_compat.server.answer import Service
+from qwen3vl_compat.server.app import build_app, build_service
+from qwen3vl_compat.server.door import FindKey
+from qwen3vl_compat.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that drains on the first signal, listening all the while, and ends at once on the second."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._started = service, started
+        self._loop = asyncio.get_running_loop()
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets)
+        self._started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal. It is not kept to be raised again later: a drained server ends with status 0."""
+        if self._service.lifecycle.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._service.lifecycle.draining = True
+        self._loop.call_soon_threadsafe(self._drain)
+
+    def _drain(self) -> None:
+        self._draining = asyncio.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        await self._service.lifecycle.drain(self._service.settings.server.grace)
+        self.should_exit = True
+
+
+async def _serve(
+    settings: Settings, engine: Engine, find_key: FindKey, listener: socket.socket, started: Callable[[], None]
+) -> None:
+    await engine.start()
+    service = build_service(settings, engine)
+    config = uvicorn.Config(
+        build_app(service, find_key),  # pyright: ignore[reportArgumentType]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        timeout_graceful_shutdown=1,
+        timeout_keep_alive=30,
+    )
+    try:
+        await _Server(config, service, started).serve(sockets=[listener])
+    finally:
+        await engine.close()
+
+
+def serve(
+    settings: Settings, engine: Engine, find_key: FindKey, listener: socket.socket, started: Callable[[], None]
+) -> None:
+    """Start the engine and serve on `listener` until SIGTERM or SIGINT; calls `started` once requests are taken.
+
+    Raises EngineUnusable if the engine does not start.
+    """
+    asyncio.run(_serve(settings, engine, find_key, listener, started))

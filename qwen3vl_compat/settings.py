@@ -1,0 +1,116 @@
+"""What an operator can set: one frozen value from flags, QWEN3VL_* variables, a TOML file and the defaults, in that order.
+
+A variable is QWEN3VL_<TABLE>__<NAME>, as QWEN3VL_SERVER__PORT. A name that does not exist ends the start.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+PREFIX = "QWEN3VL_"
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the text is one sentence for the operator."""
+
+
+class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the server listens and how long things may take, in seconds and bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    state_dir: str = "~/.local/state/qwen3vl-compat"
+    deadline: float = 600
+    """A request may take this long; `X-Server-Timeout` can only lower it."""
+    grace: float = 30
+    """Running answers may go on this long after a signal to stop."""
+    max_body: int = 64 * 2**20
+    body_idle: float = 10
+    body_total: float = 60
+
+
+class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which model is served, under which name, by which engine and where."""
+
+    path: str = ""
+    """A checkpoint folder or hub name; empty is the bundled demonstration model."""
+    name: str = "qwen3-vl"
+    revision: str = ""
+    engine: str = "local"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto is the checkpoint's own on a GPU and float32 on a CPU."""
+    default_max_tokens: int = 0
+    """Room for an answer when the request names none, tokens; 0 is 4,096, or 32,768 for a thinking model."""
+    max_waiting: int = 64
+    """Requests that may wait for the engine; one more is refused with 503."""
+
+
+class MediaSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may come as a picture."""
+
+    max_image_bytes: int = 10 * 1024 * 1024
+    max_images: int = 100
+
+
+class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How firmly the database is written: NORMAL survives the death of the process, FULL also of the machine."""
+
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+
+
+class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that can be set."""
+
+    server: ServerSettings = ServerSettings()
+    model: ModelSettings = ModelSettings()
+    media: MediaSettings = MediaSettings()
+    ledger: LedgerSettings = LedgerSettings()
+    log: LogSettings = LogSettings()
+
+
+def load_settings(
+    config: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read the settings. `flags` maps "table.name" to a value; None stands for a flag that was not given."""
+    environment = os.environ if environment is None else environment
+    named = config or (Path(environment["QWEN3VL_CONFIG"]) if environment.get("QWEN3VL_CONFIG") else None)
+    tables = _read_file(named or Path("qwen3vl.toml"), must_exist=named is not None)
+    for name, value in environment.items():
+        if name.startswith(PREFIX) and name != "QWEN3VL_CONFIG":
+            table, _, field = name.removeprefix(PREFIX).lower().partition("__")
+            if table not in Settings.__struct_fields__ or not field:
+                raise SettingsError(f"The variable {name} names no setting.")
+            tables.setdefault(table, {})[field] = value
+    for name, value in (flags or {}).items():
+        table, _, field = name.partition(".")
+        if value is not None:
+            tables.setdefault(table, {})[field] = value
+    try:
+        return msgspec.convert(tables, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"The settings cannot be used: {str(error).replace('`', '')}.") from None
+
+
+def _read_file(path: Path, must_exist: bool) -> dict[str, Any]:
+    if not must_exist and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise SettingsError(f"The settings file {path} cannot be read.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings file {path} is not TOML: {error}.") from None

@@ -1,0 +1,188 @@
+"""Bytes of a request body to a checked JSON object, and the rules for its fields."""
+
+import base64
+import binascii
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from qwen3vl_compat.errors import InvalidRequest
+
+DEEPEST = 64
+"""Levels of nesting a body may have."""
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class Rule(Struct, frozen=True):
+    """What becomes of a field: honoured, harmless (accepted without effect) or refused by name, and why."""
+
+    kind: Literal["honoured", "harmless", "refused"]
+    note: str = ""
+    neutral: tuple[Any, ...] = ()
+    """Values of a refused field that ask for nothing and pass, besides null."""
+
+
+Rules = Mapping[str, Rule]
+HONOURED, HARMLESS = Rule("honoured"), Rule("harmless")
+
+
+def refused(note: str, *neutral: Any) -> Rule:
+    """A field that cannot be left out without changing what was asked."""
+    return Rule("refused", note, neutral)
+
+
+def decode_object(body: bytes) -> Json:
+    """Parse a request body strictly: one JSON object in UTF-8, no duplicate keys, no NaN, at most 64 levels deep."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _not_json(f"the body is not UTF-8 at byte {error.start}") from None
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _not_json(f"the body is not JSON: line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _not_json(f"the body is nested deeper than {DEEPEST} levels") from None
+    except ValueError:
+        raise _not_json("the body holds a number too long to be read") from None
+    if not isinstance(value, dict):
+        raise _not_json("the body must be a JSON object")
+    _check_values(value)  # pyright: ignore[reportUnknownArgumentType]
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def _not_json(message: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_json")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> Json:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        once: set[str] = set()
+        twice = next(key for key, _ in pairs if key in once or once.add(key))
+        raise InvalidRequest(f"the key {shown(twice)} appears twice in one object", code="duplicate_key")
+    return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _not_json("the body holds a number too large to be read")
+    return number
+
+
+def _refuse_constant(name: str) -> float:
+    raise _not_json(f"{name} is not JSON")
+
+
+def _check_values(value: Json) -> None:
+    level: list[Any] = [value]
+    for _ in range(DEEPEST):
+        below: list[Any] = []
+        for item in level:
+            children: Any = ()
+            if isinstance(item, dict):
+                children = (*item.keys(), *item.values())  # pyright: ignore[reportUnknownVariableType,reportUnknownArgumentType,reportUnknownMemberType]
+            elif isinstance(item, list):
+                children = item  # pyright: ignore[reportUnknownVariableType]
+            elif isinstance(item, str):
+                _check_text(item)
+            below.extend(children)  # pyright: ignore[reportUnknownArgumentType]
+        level = below
+        if not level:
+            return
+    raise _not_json(f"the body is nested deeper than {DEEPEST} levels")
+
+
+def _check_text(text: str) -> None:
+    # PostgreSQL cannot store NUL and UTF-8 has no form for half a surrogate pair; base64 is ASCII and passes quickly.
+    if "\0" in text or (not text.isascii() and re.search("[\ud800-\udfff]", text)):
+        raise _not_json("the body holds a NUL or an unpaired surrogate in a string")
+
+
+def shown(name: str) -> str:
+    """A client's own word, short and harmless enough to be said back to it."""
+    plain = "".join(character if character.isprintable() else "?" for character in name[:60])
+    return f"'{plain}'"
+
+
+def sort_fields(value: Json, rules: Rules, path: str, ignored: list[str]) -> tuple[Json, list[str]]:
+    """Keep the honoured fields, note the harmless in `ignored`, refuse the refused; also returns the unknown names."""
+    kept: Json = {}
+    unknown: list[str] = []
+    for name, item in value.items():
+        where, rule = f"{path}.{name}" if path else name, rules.get(name)
+        if rule is None:
+            unknown.append(name)
+        elif rule.kind == "honoured":
+            if item is not None:
+                kept[name] = item
+        elif rule.kind == "harmless":
+            ignored.append(where)
+        elif not _asks_nothing(item, rule):
+            raise InvalidRequest(f"{where}: {rule.note}", param=where, code="unsupported_parameter")
+    return kept, unknown
+
+
+def _asks_nothing(item: Any, rule: Rule) -> bool:
+    return item is None or any(item == value and type(item) is type(value) for value in rule.neutral)
+
+
+_AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+_WORDS = {
+    "`int | null`": "a whole number",
+    "`float | null`": "a number",
+    "`bool | null`": "true or false",
+    "`int`": "a whole number",
+    "`float`": "a number",
+    "`str`": "a string",
+    "`bool`": "true or false",
+    "`object`": "an object",
+    "`array`": "an array",
+}
+
+
+def convert(value: Any, form: type[T], path: str, *, strict: bool = True) -> T:
+    """Read `value` as `form`; a mismatch is an InvalidRequest that names the field under `path`."""
+    try:
+        return msgspec.convert(value, form, strict=strict)
+    except msgspec.ValidationError as error:
+        text = str(error)
+    found = _AT.search(text)
+    inner = found["path"].removeprefix("$") if found else ""
+    param = (path + inner).lstrip(".") or None
+    reason = _AT.sub("", text)
+    for name, word in _WORDS.items():
+        reason = reason.replace(name, word)
+    reason = reason.replace("`", "'")
+    raise InvalidRequest(f"{param}: {reason}" if param else reason, param=param)
+
+
+def within(value: float | None, low: float, high: float, param: str) -> None:
+    """Refuse a number outside low..high."""
+    if value is not None and not low <= value <= high:
+        raise InvalidRequest(f"{param}: must be between {low:g} and {high:g}", param=param)
+
+
+_URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")
+
+
+def decode_base64(text: str, param: str) -> bytes:
+    """Base64 in either alphabet, with or without padding, white space allowed; anything else is refused."""
+    cleaned = text.translate(_URL_SAFE)
+    if "=" not in cleaned[-2:]:
+        cleaned += "=" * (-len(cleaned) % 4)
+    try:
+        data = base64.b64decode(cleaned.encode("ascii"), validate=True)
+    except (binascii.Error, UnicodeEncodeError):
+        raise InvalidRequest(f"{param}: not valid base64", param=param, code="invalid_base64") from None
+    if not data:
+        raise InvalidRequest(f"{param}: is empty", param=param, code="invalid_base64")
+    return data

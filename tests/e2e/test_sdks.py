@@ -1,0 +1,193 @@
+"""The official SDKs, with only the address and the key changed, over a real socket."""
+
+import base64
+import io
+import json
+import subprocess
+from random import Random
+
+import httpx
+import openai
+import pytest
+from google import genai
+from google.genai import errors, types
+
+from qwen3vl_compat.demo import SAMPLE
+from qwen3vl_compat.demo.pictures import QUESTIONS, examination
+from tests.serving import Served
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def data_url(picture: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def chat(text: str, picture: bytes | None = None) -> list[dict[str, object]]:
+    parts: list[dict[str, object]] = [{"type": "text", "text": text}]
+    if picture is not None:
+        parts.insert(0, {"type": "image_url", "image_url": {"url": data_url(picture)}})
+    return [{"role": "user", "content": parts}]
+
+
+@pytest.fixture(scope="module")
+def openai_client(demo: Served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=demo.url + "/v1", api_key=demo.key, max_retries=0)
+
+
+@pytest.fixture(scope="module", params=["v1", "v1beta"])
+def google_client(demo: Served, request: pytest.FixtureRequest) -> genai.Client:
+    options = types.HttpOptions(base_url=demo.url, api_version=request.param)
+    return genai.Client(api_key=demo.key, http_options=options)
+
+
+def test_openai_reads_the_picture(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.create(
+        model="qwen3-vl", messages=chat("Read the text.", SAMPLE.read_bytes())
+    )
+    assert answer.choices[0].message.content == "HELLO42"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == 6 * 2
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_openai_streams_the_same(openai_client: openai.OpenAI) -> None:
+    stream = openai_client.chat.completions.create(
+        model="qwen3-vl",
+        messages=chat("Read the text.", SAMPLE.read_bytes()),
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "HELLO42"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 8
+    assert sum(len(chunk.choices[0].delta.content or "") > 0 for chunk in chunks if chunk.choices) > 3
+
+
+def test_openai_stream_helper_accumulates(openai_client: openai.OpenAI) -> None:
+    with openai_client.chat.completions.stream(model="qwen3-vl", messages=chat("Hello"), n=2) as stream:
+        for _ in stream:
+            pass
+        final = stream.get_final_completion()
+    assert len(final.choices) == 2
+    assert final.choices[0].message.role == "assistant"
+    assert final.choices[0].message.content == final.choices[1].message.content
+
+
+def test_without_a_picture_it_says_what_it_is(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.create(model="qwen3-vl", messages=chat("Who are you?"))
+    assert "demonstration model" in (answer.choices[0].message.content or "")
+
+
+def test_openai_models(openai_client: openai.OpenAI) -> None:
+    assert [model.id for model in openai_client.models.list()] == ["qwen3-vl"]
+    assert openai_client.models.retrieve("qwen3-vl").id == "qwen3-vl"
+    with pytest.raises(openai.NotFoundError):
+        openai_client.models.retrieve("org/none")
+
+
+def test_openai_errors_are_typed(demo: Served, openai_client: openai.OpenAI) -> None:
+    with pytest.raises(openai.AuthenticationError, match="not valid"):
+        openai.OpenAI(base_url=demo.url + "/v1", api_key="sk-wrong", max_retries=0).models.list()
+    with pytest.raises(openai.NotFoundError) as missing:
+        openai_client.chat.completions.create(model="gpt-none", messages=chat("Hi"))
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        openai_client.chat.completions.create(model="qwen3-vl", messages=chat("Hi"), temperature=9)
+    with pytest.raises(openai.BadRequestError, match="Input tokens exceed the configured limit"):
+        openai_client.chat.completions.create(model="qwen3-vl", messages=chat("a b " * 40_000))
+
+
+def test_google_reads_the_picture(google_client: genai.Client) -> None:
+    picture = types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png")
+    answer = google_client.models.generate_content(model="qwen3-vl", contents=[picture, "Read the text."])
+    assert answer.text == "HELLO42"
+    assert answer.candidates is not None and answer.candidates[0].finish_reason == types.FinishReason.STOP
+    usage = answer.usage_metadata
+    assert usage is not None and usage.prompt_tokens_details is not None
+    assert {detail.modality: detail.token_count for detail in usage.prompt_tokens_details}[
+        types.MediaModality.IMAGE
+    ] == 12
+    assert answer.model_version == "qwen3-vl" and answer.response_id
+
+
+def test_google_streams_the_same(google_client: genai.Client) -> None:
+    picture = types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png")
+    chunks = list(
+        google_client.models.generate_content_stream(model="qwen3-vl", contents=[picture, "图中写了什么？"])
+    )
+    assert "".join(chunk.text or "" for chunk in chunks) == "HELLO42"
+    assert chunks[-1].usage_metadata is not None and chunks[-1].usage_metadata.candidates_token_count == 8
+
+
+def test_google_counts_what_it_will_charge(google_client: genai.Client) -> None:
+    picture = types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png")
+    counted = google_client.models.count_tokens(model="qwen3-vl", contents=[picture, "Read the text."])
+    answer = google_client.models.generate_content(model="qwen3-vl", contents=[picture, "Read the text."])
+    assert answer.usage_metadata is not None
+    assert counted.total_tokens == answer.usage_metadata.prompt_token_count
+
+
+def test_google_models_and_errors(demo: Served, google_client: genai.Client) -> None:
+    assert [model.name for model in google_client.models.list()] == ["models/qwen3-vl"]
+    assert google_client.models.get(model="qwen3-vl").input_token_limit == 32_768
+    with pytest.raises(errors.ClientError) as wrong:
+        options = types.HttpOptions(base_url=demo.url, api_version="v1beta")
+        genai.Client(api_key="wrong", http_options=options).models.generate_content(model="qwen3-vl", contents="x")
+    assert wrong.value.code == 400 and wrong.value.status == "INVALID_ARGUMENT"
+    with pytest.raises(errors.ClientError) as missing:
+        google_client.models.generate_content(model="none", contents="x")
+    assert missing.value.code == 404
+
+
+def test_the_exact_native_request(demo: Served) -> None:
+    from PIL import Image
+
+    stored = io.BytesIO()
+    Image.open(SAMPLE).convert("RGB").save(stored, "JPEG", quality=95)
+    body = {
+        "contents": [
+            {
+                "role": "user",
+                "parts": [
+                    {"text": "What does the picture say?"},
+                    {"inline_data": {"mime_type": "image/jpeg", "data": base64.b64encode(stored.getvalue()).decode()}},
+                ],
+            }
+        ],
+        "generation_config": {"temperature": 0.5, "max_output_tokens": 4096, "top_p": 0.8},
+    }
+    url = demo.url + "/v1/models/qwen3-vl:generateContent"
+    answer = httpx.post(url, json=body, headers={"x-goog-api-key": demo.key}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["candidates"][0]["content"] == {"parts": [{"text": "HELLO42"}], "role": "model"}
+
+
+def test_native_stream_without_sse_is_a_json_array(demo: Served) -> None:
+    url = demo.url + f"/v1beta/models/qwen3-vl:streamGenerateContent?key={demo.key}"
+    answer = httpx.post(url, json={"contents": [{"parts": [{"text": "Hello"}]}]}, timeout=60)
+    assert answer.headers["content-type"] == "application/json"
+    elements = answer.json()
+    assert len(elements) > 2 and elements[-1]["candidates"][0]["finishReason"] == "STOP"
+
+
+def test_the_printed_curl_works(demo: Served) -> None:
+    line = next(line for line in demo.log().splitlines() if line.startswith("curl "))
+    ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout)["choices"][0]["message"]["content"] == "HELLO42"
+
+
+def test_a_sample_of_the_examination(openai_client: openai.OpenAI) -> None:
+    items, rng = examination(seed=7, count=48), Random(7)
+    right = 0
+    for item in items:
+        stored = io.BytesIO()
+        item.picture.save(stored, "PNG")
+        answer = openai_client.chat.completions.create(
+            model="qwen3-vl", messages=chat(rng.choice(QUESTIONS), stored.getvalue()), temperature=0
+        )
+        right += answer.choices[0].message.content == item.text
+    assert right >= 0.85 * len(items), f"{right} of {len(items)}"
