@@ -124,17 +124,20 @@ def _welcome(settings: Settings, keys: Keys) -> str:
         usable = [key for key in keys.list() if key.usable]
         lines += [f"Key {key.public}  tenant '{key.tenant}'{'  admin' if key.admin else ''}" for key in usable[:10]]
         lines += ["Another key: qwen3vl-compat keys create --tenant default"]
+    return "\n".join([*lines, "", "Try it:", _first_try(address, settings.model.name, shown), ""])
+
+
+def _first_try(address: str, model: str, key: str) -> str:
+    """A curl that has the sample picture read."""
     picture = base64.b64encode(SAMPLE.read_bytes()).decode("ascii")
-    lines += [
-        "",
-        "Try it:",
-        f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {shown}' -H 'Content-Type: application/json' "
-        f'-d \'{{"model":"{settings.model.name}","messages":[{{"role":"user","content":['
+    parts = (
         f'{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{picture}"}}}},'
-        '{"type":"text","text":"Read the text."}]}]}\'',
-        "",
-    ]
-    return "\n".join(lines)
+        '{"type":"text","text":"Read the text."}'
+    )
+    return (
+        f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f'-d \'{{"model":"{model}","messages":[{{"role":"user","content":[{parts}]}}]}}\''
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- keys
@@ -150,7 +153,9 @@ def _list_keys(options: argparse.Namespace) -> None:
     for key in _keys(_settings(options)).list():
         made = datetime.fromtimestamp(key.created_at / 1000, UTC).date()
         kind = "admin" if key.admin else "model"
-        print(f"{key.public}  {kind}  tenant={key.tenant}  {key.problem or 'usable'}  since {made}  {key.label}".rstrip())
+        print(
+            f"{key.public}  {kind}  tenant={key.tenant}  {key.problem or 'usable'}  since {made}  {key.label}".rstrip()
+        )
 
 
 def _revoke_key(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What an operator can set: one frozen value from flags, QWEN3VL_* variables, a TOML file and the defaults, in that order.
+"""What an operator can set: one frozen value, from flags, QWEN3VL_* variables, a TOML file and defaults, in that order.
 
 A variable is QWEN3VL_<TABLE>__<NAME>, as QWEN3VL_SERVER__PORT. A name that does not exist ends the start.
 """

@@ -17,7 +17,5 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The scripted engine, served; it takes 20 ms a token, so that there is time to interrupt it."""
-    with serving(
-        tmp_path_factory.mktemp("scripted"), environment={"QWEN3VL_MODEL__ENGINE": "scripted"}
-    ) as served:
+    with serving(tmp_path_factory.mktemp("scripted"), environment={"QWEN3VL_MODEL__ENGINE": "scripted"}) as served:
         yield served

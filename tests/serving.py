@@ -46,7 +46,16 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None
         port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "output.txt"
-    command = [sys.executable, "-m", "qwen3vl_compat", "serve", "--port", str(port), "--state-dir", str(folder / "state")]
+    command = [
+        sys.executable,
+        "-m",
+        "qwen3vl_compat",
+        "serve",
+        "--port",
+        str(port),
+        "--state-dir",
+        str(folder / "state"),
+    ]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("QWEN3VL_")}
     with output.open("wb") as sink:
         process = subprocess.Popen(

@@ -9,6 +9,7 @@ from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.settings import Settings
 
+
 class EngineUnusable(Exception):
     """The engine cannot be started; the text is one plain sentence for the operator."""
 

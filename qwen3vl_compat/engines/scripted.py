@@ -1,4 +1,4 @@
-"""A deterministic engine: answers come from a script of patterns. For demonstrations and tests; nothing in it is a model.
+"""A deterministic engine: answers come from a script of patterns, for demonstrations and tests.
 
 A word with the white space before it is one token, a picture costs its true number of slots.
 """

@@ -4,8 +4,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import parse_qs
 
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -155,5 +154,3 @@ def _write_line(exchange: Exchange) -> None:
         exchange.id, exchange.caller.key or "-", exchange.model, exchange.tokens, took, exchange.status,
         exchange.method, path,
     )  # fmt: skip
-
-

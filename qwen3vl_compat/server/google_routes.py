@@ -46,9 +46,7 @@ async def call_model(request: HttpRequest[Any, Any, Any], rest: str, service: Se
             return await whole_answer(service, exchange, asked, request.receive, generate_content.encode_completion)
 
 
-async def _streamed(
-    service: Service, exchange: Exchange, asked: Request, http: "HttpRequest[Any, Any, Any]"
-) -> Any:
+async def _streamed(service: Service, exchange: Exchange, asked: Request, http: "HttpRequest[Any, Any, Any]") -> Any:
     array = exchange.query.get("alt", [""])[0] != "sse"
 
     def encode(request: Request, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:

@@ -1,7 +1,7 @@
 """Starting, stopping, and what runs in between."""
 
 import asyncio
-import time
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import TypeVar
@@ -17,7 +17,8 @@ class Lifecycle:
     def __init__(self) -> None:
         self.draining = False
         self.running = 0
-        self._cut = asyncio.Event()
+        self._idle, self._cut = asyncio.Event(), asyncio.Event()
+        self._idle.set()
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -25,21 +26,21 @@ class Lifecycle:
         if self.draining:
             raise Overloaded("The server is stopping.", retry_after=5)
         self.running += 1
+        self._idle.clear()
         try:
             yield
         finally:
             self.running -= 1
+            if not self.running:
+                self._idle.set()
 
     async def drain(self, grace: float) -> None:
         """Take no new work, wait up to `grace` seconds for what runs, then cut it off with an error."""
         self.draining = True
-        end = time.monotonic() + grace
-        while self.running and time.monotonic() < end:
-            await asyncio.sleep(0.05)
-        self._cut.set()
-        end = time.monotonic() + 1
-        while self.running and time.monotonic() < end:
-            await asyncio.sleep(0.02)
+        for seconds in (grace, 1.0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), seconds)
+            self._cut.set()
 
     async def until(self, events: AsyncIterator[T], deadline: float) -> AsyncIterator[T]:
         """The same events, ended with an error at `deadline` (loop time) or when the server's grace is over."""

@@ -94,6 +94,7 @@ VERBATIM = {"args", "response", "partMetadata", "labels", "parameters", "paramet
 
 ROLES: Mapping[str, Role] = {"user": "user", "model": "assistant"}
 
+
 class _Config(Struct, rename="camel"):
     temperature: float | None = None
     top_p: float | None = None
@@ -320,9 +321,7 @@ def encode_completion(request: Request, completion: Completion) -> bytes:
     return _answer(request, candidates, completion.usage)
 
 
-async def encode_stream(
-    request: Request, events: AsyncIterator[Event], *, array: bool = False
-) -> AsyncIterator[bytes]:
+async def encode_stream(request: Request, events: AsyncIterator[Event], *, array: bool = False) -> AsyncIterator[bytes]:
     """The answer as bare `data:` events (`alt=sse`), or as one JSON array that grows.
 
     The usage comes with the last candidate's end; a failure after the first byte becomes the last element.

@@ -109,7 +109,7 @@ FIELDS: Mapping[str, Rules] = {
     },
     "image_url": {"url": HONOURED, "detail": HARMLESS},
 }
-"""What becomes of every field; an unlisted one is ignored and named in `x-ignored-fields`, as OpenAI's clients expect."""
+"""What becomes of every field; an unlisted one is ignored and named in `x-ignored-fields`."""
 
 ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 PARTS_NOT_SERVED = ("image_file", "video_url", "input_audio", "file", "refusal", "image_embeds", "audio_url")

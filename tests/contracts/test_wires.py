@@ -55,9 +55,9 @@ requests = st.builds(
     id=st.just("r1"),
     created=st.just(1_760_000_000),
     model=st.just("qwen3-vl"),
-    messages=st.tuples(st.just(Message("system", (Text("Be brief."),)))).map(list).flatmap(
-        lambda system: turns.map(lambda rest: tuple(system + rest))
-    )
+    messages=st.tuples(st.just(Message("system", (Text("Be brief."),))))
+    .map(list)
+    .flatmap(lambda system: turns.map(lambda rest: tuple(system + rest)))
     | turns.map(tuple),
     sampling=samplings,
     choices=st.integers(1, 4),
@@ -145,13 +145,16 @@ async def test_a_failure_in_the_stream_is_its_last_event(name: str) -> None:
     with pytest.raises(ApiError, match="engine lost"):
         await fold(wire.decode_stream(sent))
     last = [chunk async for chunk in wire.encode_stream(request_for(1), played(answer([["a"]])[:2], failure))][-1]
-    assert last.startswith(b'data: {"error":{') and last.endswith(b"\n\n") and b"[DONE]" not in last
+    assert last.startswith(b'data: {"error":{')
+    assert last.endswith(b"\n\n")
+    assert b"[DONE]" not in last
 
 
 async def test_google_lines_are_data_with_a_space_and_nothing_else() -> None:
     chunks = [chunk async for chunk in generate_content.encode_stream(request_for(1), played(answer([["a", "b"]])))]
     lines = [line for line in b"".join(chunks).split(b"\n") if line]
-    assert lines and all(line.startswith(b"data: {") for line in lines)
+    assert lines
+    assert all(line.startswith(b"data: {") for line in lines)
 
 
 async def test_openai_sends_the_role_once_and_ends_with_done() -> None:
@@ -160,7 +163,8 @@ async def test_openai_sends_the_role_once_and_ends_with_done() -> None:
     decoded = [msgspec.json.decode(chunk[6:]) for chunk in chunks[:-1]]
     roles = [choice["index"] for chunk in decoded for choice in chunk["choices"] if "role" in choice["delta"]]
     assert roles == [0, 1]
-    assert decoded[-1]["choices"] == [] and decoded[-1]["usage"]["prompt_tokens_details"]["image_tokens"] == 12
+    assert decoded[-1]["choices"] == []
+    assert decoded[-1]["usage"]["prompt_tokens_details"]["image_tokens"] == 12
     assert all("usage" not in chunk for chunk in decoded[:-1])
 
 

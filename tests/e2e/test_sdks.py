@@ -47,7 +47,8 @@ def test_openai_reads_the_picture(openai_client: openai.OpenAI) -> None:
     )
     assert answer.choices[0].message.content == "HELLO42"
     assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
     assert answer.usage.prompt_tokens_details.to_dict()["image_tokens"] == 6 * 2
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
@@ -63,7 +64,8 @@ def test_openai_streams_the_same(openai_client: openai.OpenAI) -> None:
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     assert text == "HELLO42"
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 8
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 8
     assert sum(len(chunk.choices[0].delta.content or "") > 0 for chunk in chunks if chunk.choices) > 3
 
 
@@ -105,22 +107,24 @@ def test_google_reads_the_picture(google_client: genai.Client) -> None:
     picture = types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png")
     answer = google_client.models.generate_content(model="qwen3-vl", contents=[picture, "Read the text."])
     assert answer.text == "HELLO42"
-    assert answer.candidates is not None and answer.candidates[0].finish_reason == types.FinishReason.STOP
+    assert answer.candidates is not None
+    assert answer.candidates[0].finish_reason == types.FinishReason.STOP
     usage = answer.usage_metadata
-    assert usage is not None and usage.prompt_tokens_details is not None
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
     assert {detail.modality: detail.token_count for detail in usage.prompt_tokens_details}[
         types.MediaModality.IMAGE
     ] == 12
-    assert answer.model_version == "qwen3-vl" and answer.response_id
+    assert answer.model_version == "qwen3-vl"
+    assert answer.response_id
 
 
 def test_google_streams_the_same(google_client: genai.Client) -> None:
     picture = types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png")
-    chunks = list(
-        google_client.models.generate_content_stream(model="qwen3-vl", contents=[picture, "图中写了什么？"])
-    )
+    chunks = list(google_client.models.generate_content_stream(model="qwen3-vl", contents=[picture, "图中写了什么？"]))
     assert "".join(chunk.text or "" for chunk in chunks) == "HELLO42"
-    assert chunks[-1].usage_metadata is not None and chunks[-1].usage_metadata.candidates_token_count == 8
+    assert chunks[-1].usage_metadata is not None
+    assert chunks[-1].usage_metadata.candidates_token_count == 8
 
 
 def test_google_counts_what_it_will_charge(google_client: genai.Client) -> None:
@@ -134,10 +138,11 @@ def test_google_counts_what_it_will_charge(google_client: genai.Client) -> None:
 def test_google_models_and_errors(demo: Served, google_client: genai.Client) -> None:
     assert [model.name for model in google_client.models.list()] == ["models/qwen3-vl"]
     assert google_client.models.get(model="qwen3-vl").input_token_limit == 32_768
+    stranger = genai.Client(api_key="wrong", http_options=types.HttpOptions(base_url=demo.url))
     with pytest.raises(errors.ClientError) as wrong:
-        options = types.HttpOptions(base_url=demo.url, api_version="v1beta")
-        genai.Client(api_key="wrong", http_options=options).models.generate_content(model="qwen3-vl", contents="x")
-    assert wrong.value.code == 400 and wrong.value.status == "INVALID_ARGUMENT"
+        stranger.models.generate_content(model="qwen3-vl", contents="x")
+    assert wrong.value.code == 400
+    assert wrong.value.status == "INVALID_ARGUMENT"
     with pytest.raises(errors.ClientError) as missing:
         google_client.models.generate_content(model="none", contents="x")
     assert missing.value.code == 404
@@ -171,7 +176,8 @@ def test_native_stream_without_sse_is_a_json_array(demo: Served) -> None:
     answer = httpx.post(url, json={"contents": [{"parts": [{"text": "Hello"}]}]}, timeout=60)
     assert answer.headers["content-type"] == "application/json"
     elements = answer.json()
-    assert len(elements) > 2 and elements[-1]["candidates"][0]["finishReason"] == "STOP"
+    assert len(elements) > 2
+    assert elements[-1]["candidates"][0]["finishReason"] == "STOP"
 
 
 def test_the_printed_curl_works(demo: Served) -> None:

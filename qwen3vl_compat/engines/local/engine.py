@@ -53,9 +53,7 @@ class LocalEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.model
-        self.checkpoint: Checkpoint = read_checkpoint(
-            self._settings.path or str(MODEL), self._settings.revision
-        )
+        self.checkpoint: Checkpoint = read_checkpoint(self._settings.path or str(MODEL), self._settings.revision)
         checkpoint = self.checkpoint
         self._prompts = PromptBuilder(
             checkpoint.vocabulary, checkpoint.template, checkpoint.image_token, checkpoint.spec
@@ -144,8 +142,8 @@ class LocalEngine:
         limit = self.checkpoint.context
         if usage.prompt >= limit:
             raise InvalidRequest(
-                f"Input tokens exceed the configured limit of {limit} tokens: the messages hold {usage.prompt} and that "
-                "exceeds the maximum number of tokens allowed (context_length_exceeded)",
+                f"Input tokens exceed the configured limit of {limit} tokens: the messages hold {usage.prompt} and "
+                "that exceeds the maximum number of tokens allowed (context_length_exceeded)",
                 param="messages",
                 code="context_length_exceeded",
             )

@@ -45,9 +45,7 @@ class PromptBuilder:
         mark = unused_mark(texts)
         turns = [self._turn(message, mark) for message in request.messages]
         rendered: str = render_jinja_template([turns], chat_template=self._template, add_generation_prompt=True)[0][0]
-        slots = [
-            part for message in request.messages for part in message.parts if isinstance(part, Picture)
-        ]
+        slots = [part for message in request.messages for part in message.parts if isinstance(part, Picture)]
         ids = list(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots))
         pictures = sum(self._spec.tokens(picture.grid) for picture in slots)
         positions, shift = mrope_positions(np.array(ids) == self._image_id, slots, self._spec.merge_size)

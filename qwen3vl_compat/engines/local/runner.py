@@ -109,6 +109,6 @@ def _load(checkpoint: Checkpoint, dtype: str, cuda: bool) -> Any:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineUnusable(f"The weights in {checkpoint.folder} cannot be loaded: {reason}") from None
     if report["missing_keys"]:
-        name = sorted(report["missing_keys"])[0]
+        name = min(report["missing_keys"])
         raise EngineUnusable(f"The weights in {checkpoint.folder} lack the tensor {name}.")
     return model.eval()
