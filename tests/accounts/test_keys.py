@@ -1,0 +1,285 @@
+"""Keys: their form, what is stored of them, when they are good, and that nothing else is."""
+
+import hashlib
+import hmac
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, event, update
+
+from qwen3vl_compat.accounts import tables
+from qwen3vl_compat.accounts.keys import Keys, UnknownKey, UnknownTenant
+
+from .conftest import Clock
+
+FORM = re.compile(r"sk-[0-9A-Za-z]{12}-[0-9A-Za-z_-]{43}")
+
+
+def altered(secret_text: str) -> str:
+    """The same public part with another secret."""
+    return secret_text[:-5] + ("AAAAA" if secret_text[-5:] != "AAAAA" else "BBBBB")
+
+
+def set_tenant_status(engine: Engine, tenant: str, status: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(update(tables.tenants).where(tables.tenants.c.id == tenant).values(status=status))
+
+
+class TestForm:
+    def test_a_new_key_has_the_final_form_and_is_found(self, keys: Keys) -> None:
+        new = keys.create("acme", label="laptop")
+        assert FORM.fullmatch(new.secret_text)
+        assert new.secret_text[3:15] == new.key.public
+        assert keys.find(new.secret_text) == new.key
+        assert (new.key.tenant, new.key.label, new.key.usable, new.key.may_call("qwen3-vl")) == (
+            "acme",
+            "laptop",
+            True,
+            True,
+        )
+
+    def test_an_admin_key_calls_no_model(self, keys: Keys) -> None:
+        key = keys.find(keys.create("acme", admin=True).secret_text)
+        assert key is not None
+        assert key.admin
+        assert key.usable
+        assert not key.may_call("qwen3-vl")
+
+    def test_keys_equal_in_their_first_20_characters_are_distinct(self, keys: Keys) -> None:
+        one = keys.create("acme").secret_text
+        assert keys.find(one)
+        for other in (altered(one), one[:20] + "x" * 39, one[:20], one[:-1], one + "A"):
+            assert other[:20] == one[:20]
+            assert keys.find(other) is None
+        assert keys.find(one)
+
+    @pytest.mark.parametrize("wrap", ["{}\n", " {}", "{} ", "Bearer {}", "{}\x00", "\ufeff{}", "{},{}", ""])
+    def test_a_key_with_anything_around_it_is_none(self, keys: Keys, wrap: str) -> None:
+        assert keys.find(wrap.replace("{}", keys.create("acme").secret_text)) is None
+
+    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.one_of(st.text(st.characters()), st.from_regex(FORM, fullmatch=True)))
+    def test_no_text_that_was_not_handed_out_is_a_key(self, keys: Keys, presented: str) -> None:
+        assert keys.find(presented) is None
+
+
+class TestSecrecy:
+    def test_only_the_hash_is_in_the_files(self, keys: Keys, engine: Engine, state_dir: Path) -> None:
+        first = keys.ensure_first()
+        assert first is not None
+        made = [first.model, first.admin, *(keys.create("acme") for _ in range(5))]
+
+        def raw() -> bytes:
+            return b"".join(path.read_bytes() for path in state_dir.iterdir())
+
+        for content in (raw(), (engine.dispose(), raw())[1]):  # in the log, then in the file itself
+            for new in made:
+                text = new.secret_text.encode()
+                assert hashlib.sha256(text).digest() in content
+                assert new.key.public.encode() in content
+                assert text not in content
+                assert text[16:] not in content
+                assert text[16:36] not in content
+
+    def test_no_representation_shows_a_secret(self, keys: Keys) -> None:
+        first = keys.ensure_first()
+        assert first is not None
+        new = first.model
+        secret = new.secret_text[16:]
+        shown = [repr(first), str(new), f"{new!r}", repr(keys.find(new.secret_text)), repr(list(new.__rich_repr__()))]
+        shown.append(repr(keys.list()))
+        assert not any(secret in text or secret[:8] in text for text in shown)
+        assert all(new.key.public in text for text in shown)
+
+    def test_the_whole_hash_is_compared_in_constant_time_also_for_unknown_keys(
+        self, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        known = keys.create("acme").secret_text
+        unknown = "sk-" + "A" * 12 + "-" + "B" * 43
+        compared: list[tuple[bytes, bytes]] = []
+        real = hmac.compare_digest
+
+        def watched(one: bytes, other: bytes) -> bool:
+            compared.append((one, other))
+            return real(one, other)
+
+        monkeypatch.setattr(hmac, "compare_digest", watched)
+        found = [keys.find(text) is not None for text in (known, altered(known), unknown, unknown)]
+        assert found == [True, False, False, False]
+        assert len(compared) == 4
+        assert all(len(one) == len(other) == 32 for one, other in compared)
+
+
+class TestProblems:
+    def test_a_revoked_key_is_dead_here_at_once_and_elsewhere_within_5_s(
+        self, keys: Keys, engine: Engine, clock: Clock
+    ) -> None:
+        other = Keys(engine, clock, ticks=clock)
+        new = keys.create("acme")
+        assert other.find(new.secret_text) == keys.find(new.secret_text) == new.key
+        clock.now += 2
+        revoked = keys.revoke(new.key.public)
+        assert (revoked.status, revoked.problem, revoked.revoked_at) == ("revoked", "revoked", clock.ms)
+        assert keys.find(new.secret_text) == revoked
+        clock.now += 5
+        assert other.find(new.secret_text) == revoked
+        clock.now += 1
+        assert keys.revoke(new.key.public).revoked_at == revoked.revoked_at
+
+    def test_a_key_in_steady_use_is_not_remembered_past_5_s(self, keys: Keys, engine: Engine, clock: Clock) -> None:
+        other = Keys(engine, clock, ticks=clock)
+        new = keys.create("acme")
+        other.find(new.secret_text)
+        keys.revoke(new.key.public)
+        answers: list[bool] = []
+        for _ in range(20):
+            clock.now += 0.25
+            key = other.find(new.secret_text)
+            answers.append(key is not None and key.usable)
+        assert answers == sorted(answers, reverse=True)
+        assert not answers[-1]
+
+    def test_a_key_made_elsewhere_is_seen_within_5_s_of_being_unknown(
+        self, keys: Keys, engine: Engine, clock: Clock
+    ) -> None:
+        new = keys.create("acme")
+        with engine.begin() as connection:
+            row = connection.execute(tables.keys.select()).mappings().one()
+            connection.execute(tables.keys.delete())
+        other = Keys(engine, clock, ticks=clock)
+        assert other.find(new.secret_text) is None
+        with engine.begin() as connection:
+            connection.execute(tables.keys.insert().values(**row))
+        clock.now += 5
+        assert other.find(new.secret_text) == new.key
+
+    def test_a_remembered_key_still_expires_to_the_millisecond(self, keys: Keys, clock: Clock) -> None:
+        new = keys.create("acme", expires_at=clock.ms + 2000)
+        clock.now += 1.999
+        assert (found := keys.find(new.secret_text)) is not None
+        assert found.usable
+        clock.now += 0.001
+        assert (found := keys.find(new.secret_text)) is not None
+        assert (found.problem, found.usable) == ("expired", False)
+
+    def test_a_suspended_tenant_stops_its_keys_and_nobody_elses(self, keys: Keys, engine: Engine, clock: Clock) -> None:
+        keys.add_tenant("other")
+        mine, theirs = keys.create("acme"), keys.create("other")
+        assert keys.find(mine.secret_text) == mine.key
+        set_tenant_status(engine, "acme", "suspended")
+        clock.now += 5
+        assert (found := keys.find(mine.secret_text)) is not None
+        assert (found.problem, found.status, found.tenant_status) == ("suspended", "active", "suspended")
+        assert keys.find(theirs.secret_text) == theirs.key
+        set_tenant_status(engine, "acme", "active")
+        clock.now += 5
+        assert keys.find(mine.secret_text) == mine.key
+
+    def test_a_replaced_key_works_until_it_retires(self, keys: Keys, engine: Engine, clock: Clock) -> None:
+        old, new = keys.create("acme"), keys.create("acme")
+        with engine.begin() as connection:
+            row = tables.keys.c.public == old.key.public
+            values = {"replaced_by": new.key.public, "retires_at": clock.ms + 60_000}
+            connection.execute(update(tables.keys).where(row).values(values))
+        assert (found := keys.find(old.secret_text)) is not None
+        assert (found.problem, found.replaced_by) == (None, new.key.public)
+        clock.now += 60
+        assert (found := keys.find(old.secret_text)) is not None
+        assert found.problem == "replaced"
+
+    def test_the_secret_is_asked_for_before_a_problem_is_told(self, keys: Keys) -> None:
+        new = keys.create("acme")
+        keys.revoke(new.key.public)
+        assert keys.find(altered(new.secret_text)) is None
+
+
+class TestMemory:
+    def test_a_remembered_key_costs_no_database_read(self, keys: Keys, engine: Engine, clock: Clock) -> None:
+        new = keys.create("acme")
+        statements: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        for _ in range(50):
+            clock.now += 0.05
+            assert keys.find(new.secret_text)
+        assert len([text for text in statements if text.startswith("SELECT")]) == 1
+
+    def test_invented_keys_cost_bounded_memory_and_evict_nothing(self, keys: Keys, engine: Engine) -> None:
+        new = keys.create("acme")
+        keys.find(new.secret_text)
+        for number in range(1500):
+            assert keys.find(f"sk-{number:012}-{'x' * 43}") is None
+        statements: list[str] = []
+        event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+        assert keys.find(new.secret_text) == new.key
+        assert not statements
+
+    def test_many_threads_find_create_and_revoke_at_once(self, keys: Keys) -> None:
+        standing = [keys.create("acme") for _ in range(4)]
+
+        def work(number: int) -> bool:
+            new = keys.create("acme", label=str(number))
+            seen = [keys.find(one.secret_text) == one.key for one in standing] * 5
+            keys.revoke(new.key.public)
+            last = keys.find(new.secret_text)
+            return all(seen) and last is not None and last.problem == "revoked"
+
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(work, range(24)))
+        assert len(keys.list()) == 28
+
+
+class TestBook:
+    def test_list_is_oldest_first_and_by_tenant(self, keys: Keys, clock: Clock) -> None:
+        keys.add_tenant("other")
+        made: list[str] = []
+        for tenant in ("acme", "other", "acme"):
+            clock.now += 1
+            made.append(keys.create(tenant).key.public)
+        assert [key.public for key in keys.list()] == made
+        assert [key.public for key in keys.list("acme")] == [made[0], made[2]]
+        assert keys.list("nobody") == ()
+
+    def test_unknown_names_are_refused_in_a_sentence(self, keys: Keys) -> None:
+        with pytest.raises(UnknownTenant, match="There is no tenant 'acmee'"):
+            keys.create("acmee")
+        with pytest.raises(UnknownKey, match="There is no key"):
+            keys.revoke("A" * 12)
+        with pytest.raises(UnknownKey, match="not the public part"):
+            keys.revoke("A")
+        assert keys.list() == ()
+
+    @pytest.mark.parametrize("text", ["a\x00b", "a\nb", "\ud800", "x" * 201])
+    def test_a_label_no_database_could_hold_is_refused(self, keys: Keys, text: str) -> None:
+        with pytest.raises(ValueError, match="printable"):
+            keys.create("acme", label=text)
+        with pytest.raises(ValueError, match="printable"):
+            keys.add_tenant("new", name=text)
+
+    def test_a_tenant_is_added_once(self, keys: Keys) -> None:
+        assert keys.add_tenant("new", "New & Co.")
+        assert not keys.add_tenant("new", "Other")
+        for unfit in ("", "Acme", "a b", "-a", "a" * 65, "a/b", "a\x00", "é"):
+            with pytest.raises(ValueError, match="tenant's id"):
+                keys.add_tenant(unfit)
+
+    def test_the_first_start_makes_one_pair_and_no_later_one_does(self, keys: Keys) -> None:
+        first = keys.ensure_first()
+        assert first is not None
+        assert keys.find(first.model.secret_text) == first.model.key
+        assert keys.find(first.admin.secret_text) == first.admin.key
+        assert (first.model.key.tenant, first.admin.key.tenant) == ("default", "default")
+        assert (first.model.key.admin, first.model.key.may_call("qwen3-vl")) == (False, True)
+        assert (first.admin.key.admin, first.admin.key.may_call("qwen3-vl")) == (True, False)
+        for key in keys.list():
+            keys.revoke(key.public)
+        assert keys.ensure_first() is None
+        assert len(keys.list()) == 2
+
+    def test_a_database_that_already_has_a_key_gets_no_pair(self, keys: Keys) -> None:
+        keys.create("default")
+        assert keys.ensure_first() is None
+        assert len(keys.list()) == 1
