@@ -38,12 +38,12 @@ format: .venv/.dev
 	$(PYTHON) -m venv .venv
 
 .venv/.run: requirements.lock pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements.lock
-	$(BIN)/pip install --quiet --no-build-isolation --editable '.[local,langchain]'
+	$(BIN)/pip install -qq --require-hashes --no-deps -r requirements.lock
+	$(BIN)/pip install -qq --no-build-isolation --editable '.[local,langchain]'
 	@touch $@
 
 .venv/.dev: requirements-dev.lock .venv/.run
-	$(BIN)/pip install --quiet --require-hashes --no-deps -r requirements-dev.lock
+	$(BIN)/pip install -qq --require-hashes --no-deps -r requirements-dev.lock
 	$(BIN)/pip check
 	@touch $@
 
@@ -56,7 +56,7 @@ lock: .build/lock/bin/pip-compile
 
 .build/lock/bin/pip-compile:
 	$(PYTHON) -m venv .build/lock
-	.build/lock/bin/pip install --quiet pip==26.3 pip-tools==7.6.2
+	.build/lock/bin/pip install -qq pip==26.3 pip-tools==7.6.2
 
 clean:
 	rm -rf .venv .build/lock
