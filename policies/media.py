@@ -35,11 +35,19 @@ async def _prepare(spec: VisionSpec, limits: MediaSettings, request: Request) ->
     return replace(request, messages=tuple([await _checked(message, spec) for message in request.messages]))
 
 
+def _decoded(image: Image, spec: VisionSpec) -> Part:
+    try:
+        return decode_image(image.data, spec, image.param)
+    except InvalidRequest as error:
+        message = f"{image.param}: {error.message}"
+        raise InvalidRequest(message, param=image.param, code=error.code) from None
+
+
 async def _checked(message: Message, spec: VisionSpec) -> Message:
     parts: list[Part] = []
     for part in message.parts:
         if isinstance(part, Image):
-            parts.append(await asyncio.to_thread(decode_image, part.data, spec, part.param))
+            parts.append(await asyncio.to_thread(_decoded, part, spec))
         else:
             parts.append(part)
     return replace(message, parts=tuple(parts))

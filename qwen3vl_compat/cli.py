@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey) as error:
+    except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey, ValueError) as error:
         print(f"qwen3vl-compat: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -145,7 +145,6 @@ def _first_try(address: str, model: str, key: str) -> str:
 
 def _create_key(options: argparse.Namespace) -> None:
     keys = _keys(_settings(options))
-    keys.ensure_first()
     print(keys.create(options.tenant, admin=options.admin, label=options.label).secret_text)
 
 

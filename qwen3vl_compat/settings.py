@@ -49,6 +49,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Room for an answer when the request names none, tokens; 0 is 4,096, or 32,768 for a thinking model."""
     max_waiting: int = 64
     """Requests that may wait for the engine; one more is refused with 503."""
+    pause: float = 0
+    """Seconds the scripted engine takes for a token."""
 
 
 class MediaSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,8 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from typing import ClassVar
 
+from msgspec.structs import replace
+
 from qwen3vl_compat.engines.stop import StopStrings
 from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Event, Finish, FinishReason, Started, TextDelta, Usage
@@ -19,10 +21,7 @@ WORD = re.compile(r"\s*\S+|\s+$")
 
 
 class ScriptedEngine:
-    """Answers the last user text by the first pattern that matches it; `\\1` in an answer is the pattern's group.
-
-    `pause` is the time between two tokens, seconds.
-    """
+    """Answers the last user text by the first pattern that matches it; `\\1` in an answer is the pattern's group."""
 
     SCRIPT: ClassVar[Sequence[tuple[str, str]]] = (
         (r"(?i)count to (\d+)", "<count>"),
@@ -35,14 +34,12 @@ class ScriptedEngine:
         settings: Settings | None = None,
         *,
         script: Sequence[tuple[str, str]] = SCRIPT,
-        pause: float = 0.0,
         context: int = 32_768,
     ) -> None:
-        self._name = (settings or Settings()).model.name
+        model = (settings or Settings()).model
+        self._name, self._pause = model.name, model.pause
         self._script = [(re.compile(pattern), answer) for pattern, answer in script]
-        self._pause, self._context = pause, context
-        self.running = 0
-        """Generations going on now."""
+        self._context = context
 
     vision = VisionSpec(min_pixels=1024, max_pixels=16_777_216)
     alive = True
@@ -72,34 +69,25 @@ class ScriptedEngine:
         room = self._context - usage.prompt
         if room < 1:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
-        limit = min(request.sampling.max_tokens or room, room)
-        self.running += 1
-        try:
-            yield Started(usage)
-            total = 0
-            for index in range(request.choices):
-                shown, made, reason = StopStrings(request.sampling.stop), 0, "stop"
-                for word in WORD.findall(self._answer(request)):
-                    if made == limit:
-                        reason = "length"
-                        break
-                    await asyncio.sleep(self._pause)
-                    made += 1
-                    if text := shown.push(word):
-                        yield TextDelta(index, text, made)
-                    if shown.stopped:
-                        break
-                if text := shown.finish():
+        limit, total = min(request.sampling.max_tokens or room, room), 0
+        yield Started(usage)
+        for index in range(request.choices):
+            shown, made = StopStrings(request.sampling.stop), 0
+            reason: FinishReason = "stop"
+            for word in WORD.findall(self._answer(request)):
+                if made == limit:
+                    reason = "length"
+                    break
+                await asyncio.sleep(self._pause)
+                made += 1
+                if text := shown.push(word):
                     yield TextDelta(index, text, made)
-                total += made
-                ended: FinishReason = "length" if reason == "length" else "stop"
-                yield Finish(
-                    index,
-                    ended,
-                    Usage(prompt_text=usage.prompt_text, prompt_image=usage.prompt_image, completion=total),
-                )
-        finally:
-            self.running -= 1
+                if shown.stopped:
+                    break
+            if text := shown.finish():
+                yield TextDelta(index, text, made)
+            total += made
+            yield Finish(index, reason, replace(usage, completion=total))
 
     def _answer(self, request: Request) -> str:
         last = request.messages[-1].parts

@@ -37,7 +37,9 @@ class Service:
         return self.engine.alive and not self.lifecycle.draining
 
 
-async def whole_answer(service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Whole) -> Any:
+async def whole_answer(
+    service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Whole
+) -> Response[bytes]:
     """Generate to the end, then answer; a client that leaves ends the generation."""
     completion = await unless_gone(fold(_events(service, exchange, request)), receive)
     return Response(encode(request, completion), media_type="application/json", headers=_headers(request))
@@ -45,7 +47,7 @@ async def whole_answer(service: Service, exchange: Exchange, request: Request, r
 
 async def streamed_answer(
     service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Streamed, content_type: str
-) -> ASGIApp:
+) -> Response[Any]:
     """Answer as it is made. The status line waits for the first event, so that a refusal still is a refusal."""
     events = _events(service, exchange, request)
     first = await unless_gone(_first(events), receive)
@@ -67,7 +69,19 @@ async def streamed_answer(
         except Disconnected:
             exchange.status = 499
 
-    return respond
+    return _Raw(respond)
+
+
+class _Raw(Response[Any]):
+    """A response that speaks ASGI itself: Litestar's own stream would not notice at once that a client has gone."""
+
+    def __init__(self, respond: ASGIApp) -> None:
+        super().__init__(None)
+        self._respond = respond
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> Any:
+        """The application to run in place of a response."""
+        return self._respond
 
 
 async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:

@@ -19,7 +19,7 @@ from qwen3vl_compat.wire import generate_content, sse
 
 
 @post(["/v1/models/{rest:path}", "/v1beta/models/{rest:path}"], status_code=200)
-async def call_model(request: HttpRequest[Any, Any, Any], rest: str, service: Service) -> Any:
+async def call_model(request: HttpRequest[Any, Any, Any], rest: str, service: Service) -> Response[Any]:
     """`{model}:generateContent`, `:streamGenerateContent` or `:countTokens`."""
     exchange = exchange_of(request.scope)
     model, _, method = rest.strip("/").rpartition(":")

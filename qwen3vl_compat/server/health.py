@@ -17,5 +17,6 @@ async def livez() -> dict[str, str]:
 async def readyz(service: Service) -> Response[dict[str, Any]]:
     """Requests are taken: the model is loaded, its thread lives and the server is not stopping."""
     state = "ok" if service.ready else "stopping" if service.lifecycle.draining else "unavailable"
-    body = {"status": state, "models": [model.id for model in service.engine.models()]}
+    models = [model.id for model in service.engine.models()]
+    body = {"status": state, "models": models, "running": service.lifecycle.running}
     return Response(body, status_code=200 if service.ready else 503)

@@ -414,7 +414,7 @@ def encode_error(error: ApiError) -> bytes:
         "message": error.message,
         "type": _error_type(error.status),
         "param": error.param,
-        "code": error.code,
+        "code": "invalid_api_key" if error.code == "missing_api_key" else error.code,
     }
     return msgspec.json.encode({"error": body})
 

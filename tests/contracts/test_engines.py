@@ -16,12 +16,16 @@ from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Completion, Finish, Started, TextDelta, fold
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Message, Request, Sampling, Text
-from qwen3vl_compat.settings import Settings
+from qwen3vl_compat.settings import Settings, load_settings
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", "local"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made: Engine = LocalEngine(Settings()) if request.param == "local" else ScriptedEngine(pause=0.002)
+    made: Engine = (
+        LocalEngine(Settings())
+        if request.param == "local"
+        else ScriptedEngine(load_settings(environment={"QWEN3VL_MODEL__PAUSE": "0.002"}))
+    )
     await made.start()
     yield made
     await made.close()

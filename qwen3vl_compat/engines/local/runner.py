@@ -91,6 +91,7 @@ def pixel_table(checkpoint: Checkpoint) -> torch.Tensor:
 
 def _load(checkpoint: Checkpoint, dtype: str, cuda: bool) -> Any:
     chosen = ("auto" if cuda else "float32") if dtype == "auto" else dtype
+    transformers.utils.logging.disable_progress_bar()
     model_class = getattr(transformers, checkpoint.architecture)
     try:
         model, report = model_class.from_pretrained(

@@ -1,0 +1,141 @@
+"""Hang-ups, deadlines and the graceful stop, on a real server with the scripted engine."""
+
+import contextlib
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.serving import Served, serving
+
+LONG = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "count to 100000"}]}
+SLOW = {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MODEL__PAUSE": "0.02"}
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Served]:
+    """A server of one's own, at 20 ms a token."""
+    with serving(tmp_path, environment=SLOW) as served:
+        yield served
+
+
+def lines_of(served: Served) -> list[str]:
+    return [line for line in served.log().splitlines() if "qwen3vl_compat.access" in line]
+
+
+def wait_for_line(served: Served, seconds: float) -> str:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if lines := lines_of(served):
+            return lines[-1]
+        time.sleep(0.02)
+    raise AssertionError(served.log())
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_hang_up_ends_the_generation(slow: Served, stream: bool) -> None:
+    host, port = slow.url.removeprefix("http://").split(":")
+    body = json.dumps(LONG | {"stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {slow.key}\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + body)
+        time.sleep(0.5)
+    line = wait_for_line(slow, 1.0)
+    assert "status=499" in line
+    assert httpx.get(slow.url + "/health").json()["running"] == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1beta/models/qwen3-vl:generateContent"])
+def test_the_client_may_shorten_the_deadline(slow: Served, path: str) -> None:
+    headers = {"authorization": f"Bearer {slow.key}", "x-server-timeout": "0.4"}
+    body = LONG if "chat" in path else {"contents": [{"parts": [{"text": "count to 100000"}]}]}
+    began = time.monotonic()
+    answer = httpx.post(slow.url + path, json=body, headers=headers, timeout=20)
+    assert answer.status_code == 504
+    assert time.monotonic() - began < 3
+    assert answer.json()["error"]["code"] in ("timeout", 504)
+
+
+def test_a_deadline_in_a_stream_is_its_last_event(slow: Served) -> None:
+    headers = {"authorization": f"Bearer {slow.key}", "x-server-timeout": "0.4"}
+    answer = httpx.post(slow.url + "/v1/chat/completions", json=LONG | {"stream": True}, headers=headers, timeout=20)
+    last = answer.text.strip().split("\n\n")[-1]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+
+
+def streaming(served: Served, body: dict[str, object], chunks: list[str]) -> threading.Thread:
+    def run() -> None:
+        headers = {"authorization": f"Bearer {served.key}"}
+        url = served.url + "/v1/chat/completions"
+        with (
+            contextlib.suppress(httpx.RemoteProtocolError),  # what a server that ends at once leaves behind
+            httpx.stream("POST", url, json=body | {"stream": True}, headers=headers, timeout=60) as answer,
+        ):
+            chunks.extend(line for line in answer.iter_lines() if line)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def wait_until_running(served: Served) -> None:
+    end = time.monotonic() + 5
+    while not httpx.get(served.url + "/health").json()["running"]:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_stop_lets_streams_finish(slow: Served) -> None:
+    chunks: list[str] = []
+    said = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "count to 100"}]}
+    thread = streaming(slow, said, chunks)
+    wait_until_running(slow)
+    slow.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert httpx.get(slow.url + "/readyz").status_code == 503
+    assert httpx.get(slow.url + "/livez").status_code == 200
+    refused = slow.post("/v1/chat/completions", said)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+    thread.join(20)
+    assert chunks[-1] == "data: [DONE]"
+    assert slow.process.wait(5) == 0
+
+
+def test_a_second_signal_ends_at_once(slow: Served) -> None:
+    chunks: list[str] = []
+    thread = streaming(slow, LONG, chunks)
+    wait_until_running(slow)
+    slow.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    slow.process.send_signal(signal.SIGTERM)
+    slow.process.wait(5)
+    thread.join(5)
+
+
+def test_what_outlasts_the_grace_is_cut_with_an_error(tmp_path: Path) -> None:
+    with serving(tmp_path, environment=SLOW | {"QWEN3VL_SERVER__GRACE": "0.5"}) as served:
+        chunks: list[str] = []
+        thread = streaming(served, LONG, chunks)
+        wait_until_running(served)
+        served.process.send_signal(signal.SIGTERM)
+        assert served.process.wait(8) == 0
+        thread.join(5)
+        assert "server_is_overloaded" in chunks[-1]
+
+
+def test_later_starts_print_public_parts_only(tmp_path: Path) -> None:
+    with serving(tmp_path, environment=SLOW) as first:
+        key = first.key
+    with serving(tmp_path, environment=SLOW) as second:
+        assert second.key == ""
+        assert key.split("-")[1] in second.log()
+        assert key.split("-", 2)[2] not in second.log()
+        assert "keys create" in second.log()
+        assert second.post("/v1/chat/completions", LONG | {"max_tokens": 1}, key=key).status_code == 200
