@@ -1,11 +1,9 @@
 """Ids are the reference tokenizer's, whatever the text; nothing panics, and nothing takes long."""
 
-import json
 import random
-import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -312,56 +310,3 @@ def test_half_a_surrogate_pair_is_refused(pair: Pair) -> None:
 def test_composing_long_runs_is_normalization_form_c(text: str) -> None:
     long = "e" + text * 40
     assert compose(long) == unicodedata.normalize("NFC", long)
-
-
-# Files
-
-
-@pytest.fixture
-def spoilt(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Write a tokenizer.json in which something was changed; returns its folder."""
-    blank.vocabulary(300).save(str(tmp_path / "tokenizer.json"))
-    contents = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
-
-    def spoil(change: Callable[[dict[str, Any]], object]) -> Path:
-        change(contents)
-        (tmp_path / "tokenizer.json").write_text(json.dumps(contents), encoding="utf-8")
-        return tmp_path
-
-    yield spoil
-    shutil.rmtree(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda file: file.pop("model"),
-        lambda file: file.update(normalizer={"type": "NFKC"}),
-        lambda file: file["model"].update(type="Unigram"),
-        lambda file: file["model"].update(byte_fallback=True),
-        lambda file: file["model"]["merges"].reverse(),
-        lambda file: file["model"]["merges"].pop(),
-        lambda file: file["model"]["vocab"].update({"never": 5000}),
-        lambda file: file["pre_tokenizer"]["pretokenizers"].pop(),
-        lambda file: file["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
-        lambda file: file["added_tokens"][0].update(lstrip=True),
-    ],
-)
-def test_another_form_of_file_is_refused_in_one_sentence(
-    spoilt: Any, change: Callable[[dict[str, Any]], object]
-) -> None:
-    with pytest.raises(ValueError, match=r"^The model's tokenizer.json is of a form that is not supported: .*\.$"):
-        Vocabulary.load(spoilt(change))
-
-
-def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^The model's folder holds no readable tokenizer\.json\.$"):
-        Vocabulary.load(tmp_path)
-
-
-def test_merges_may_be_written_as_pairs_or_with_a_space(spoilt: Any) -> None:
-    as_pairs = Vocabulary.load(spoilt(lambda file: None))
-    spaced = Vocabulary.load(
-        spoilt(lambda file: file["model"].update(merges=[" ".join(merge) for merge in file["model"]["merges"]]))
-    )
-    assert spaced.encode(LINES[0]) == as_pairs.encode(LINES[0])
