@@ -1,11 +1,10 @@
 # `make run` starts the server, `make test` checks everything. Both prepare .venv first and again only when a lock
 # changes. The locks hold every package with its hashes but torch, which pip takes from wherever it is configured to
 # look: a CPU build of 2.13.0 where one is at hand, else the CUDA build with the NVIDIA packages that build itself pins.
-# So the lock goes in first, and the project after it finds nothing missing but torch.
+# So the lock goes in first, and the project after it finds nothing missing but torch. `make run PORT=9000` moves it.
 
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
-PORT ?= 8080
 BIN := .venv/bin
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' .build/lock/bin/pip-compile --quiet --generate-hashes --strip-extras \
 	--no-emit-options --unsafe-package torch --no-allow-unsafe $(UPGRADE)
@@ -14,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: run test slow conformance format lock .venv clean
 
 run: .venv/.run
-	$(BIN)/qwen3vl-compat serve --port $(PORT)
+	$(BIN)/qwen3vl-compat serve $(if $(PORT),--port $(PORT))
 
 test: .venv/.dev
 	$(BIN)/ruff check
