@@ -3,13 +3,13 @@
 Refusing is raising. The order of the chain is stated once, here.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 
-from qwen3vl_compat.events import Event
+from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 
-Generate = Callable[[Request], AsyncIterator[Event]]
+Generate = Callable[[Request], Events]
 Policy = Callable[[Generate], Generate]
 Prepare = Callable[[Request], Awaitable[Request]]
 
@@ -18,8 +18,8 @@ def before(prepare: Prepare) -> Policy:
     """A policy that only changes or refuses the request on its way in."""
 
     def wrap(generate: Generate) -> Generate:
-        async def prepared(request: Request) -> AsyncIterator[Event]:
-            async with aclosing(generate(await prepare(request))) as events:  # pyright: ignore[reportArgumentType]
+        async def prepared(request: Request) -> Events:
+            async with aclosing(generate(await prepare(request))) as events:
                 async for event in events:
                     yield event
 

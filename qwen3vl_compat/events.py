@@ -1,6 +1,6 @@
 """What is answered: the events of a generation, and the whole answer they fold into."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal
 
 from msgspec import Struct
@@ -50,6 +50,8 @@ class Finish(Struct, frozen=True, tag="finish"):
 
 
 Event = Started | TextDelta | Finish
+Events = AsyncGenerator[Event, None]
+"""A generation under way; closing it ends the generation."""
 
 
 class Choice(Struct, frozen=True):

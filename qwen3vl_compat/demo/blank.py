@@ -6,6 +6,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -61,7 +62,7 @@ def vocabulary(size: int = 1024) -> Tokenizer:
 
 def configuration(tokenizer: Tokenizer) -> Qwen3VLConfig:
     """The shape: 6.4 million parameters, a four-layer tower with deepstack and a four-layer text model with M-RoPE."""
-    ids = {text: tokenizer.token_to_id(text) for text in SPECIAL_TOKENS}
+    ids = {text: tokenizer.token_to_id(text) or 0 for text in SPECIAL_TOKENS}
     return Qwen3VLConfig(
         text_config={
             "vocab_size": tokenizer.get_vocab_size(),
@@ -106,10 +107,10 @@ def write_blank(folder: Path, seed: int = 0) -> None:
     tokenizer = vocabulary()
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(configuration(tokenizer))
+    model: Any = Qwen3VLForConditionalGeneration(configuration(tokenizer))
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
     model.generation_config = GenerationConfig(
-        do_sample=True, temperature=0.01, top_p=0.8, top_k=20, eos_token_id=[end, pad], pad_token_id=pad
+        do_sample=False, eos_token_id=[end, pad], pad_token_id=pad
     )
     model.to(torch.bfloat16).save_pretrained(folder)
     _write_json(

@@ -74,7 +74,8 @@ def equal_pictures_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of the tower when all pictures have one size: [1, heads, pictures * n, d] as a batch of pictures."""
     assert cu_seq_lens_q is not None
-    pictures, (_, heads, total, width) = len(cu_seq_lens_q) - 1, query.shape
+    pictures = len(cu_seq_lens_q) - 1
+    heads, total, width = query.shape[1:]
     q, k, v = (x.view(heads, pictures, total // pictures, width).transpose(0, 1) for x in (query, key, value))
     return _attend(q, k, v, causal=False).reshape(1, total, heads, width), None
 
@@ -93,12 +94,12 @@ def causal_attention(
     return _attend(query, key, value, causal=True), None
 
 
-def _linear_patch_embedding(self: torch.nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def _linear_patch_embedding(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
     weight = self.proj.weight
     return functional.linear(hidden_states.to(weight.dtype), weight.flatten(1), self.proj.bias)
 
 
-def fast_to_train(model: Qwen3VLForConditionalGeneration) -> None:
+def fast_to_train(model: Any) -> None:
     """Exchange the slow parts for others that compute the same."""
     AttentionInterface.register("flash_equal_pictures", equal_pictures_attention)
     AttentionInterface.register("causal_rows", causal_attention)
@@ -136,7 +137,7 @@ def draw_batch(rng: Random, longest: int) -> Batch:
         length = min(length, width // 20)
         letters = rng.randint(14, min(33, height - 4, max(14, int(1.15 * width / length))))
         line = draw_line(rng, random_text(rng, length), rng.choice(SEEN_FACES), letters, width, height)
-        pixels[index] = line.picture.resize((column * GRID, row * GRID), Image.Resampling.BICUBIC)
+        pixels[index] = np.asarray(line.picture.resize((column * GRID, row * GRID), Image.Resampling.BICUBIC))
         answers.append(line.text)
     question = rng.choice(QUESTIONS if rng.random() < 0.6 else MORE_QUESTIONS)
     if learning and rng.random() < 0.7:
@@ -174,11 +175,12 @@ class Trainer:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if not (work / "blank" / "config.json").exists():
             write_blank(work / "blank")
-        self.model = Qwen3VLForConditionalGeneration.from_pretrained(work / "blank", dtype=torch.float32)
+        # Any: the stubs of transformers take `model.to` and `forward` for something else
+        self.model: Any = Qwen3VLForConditionalGeneration.from_pretrained(work / "blank", dtype=torch.float32)
         self.model.to(self.device).train()
         fast_to_train(self.model)
         self.tokenizer = Tokenizer.from_file(str(work / "blank" / "tokenizer.json"))
-        self.end = self.tokenizer.token_to_id("<|im_end|>")
+        self.end = self.encode("<|im_end|>")[0]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0, betas=(0.9, 0.98), weight_decay=0.01)
         self.seen, self.longest, self.running = 0, 1, 0.0
         if (work / "state.pt").exists():
@@ -197,7 +199,7 @@ class Trainer:
         state |= {"seen": self.seen, "longest": self.longest, "running": self.running}
         torch.save(state, self.work / "state.tmp")
         (self.work / "state.tmp").replace(self.work / "state.pt")
-        shipped = Qwen3VLForConditionalGeneration.from_pretrained(self.work / "blank", dtype=torch.float32)
+        shipped: Any = Qwen3VLForConditionalGeneration.from_pretrained(self.work / "blank", dtype=torch.float32)
         shipped.load_state_dict(self.model.state_dict())
         shipped.to(torch.bfloat16).save_pretrained(self.work / "model")
         for file in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):

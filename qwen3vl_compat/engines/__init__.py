@@ -1,10 +1,9 @@
 """What answers requests. An engine turns a checked Request into Events and knows nothing of HTTP, tenants or money."""
 
 import importlib
-from collections.abc import AsyncIterator
 from typing import Protocol
 
-from qwen3vl_compat.events import Event, Usage
+from qwen3vl_compat.events import Events, Usage
 from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.settings import Settings
@@ -31,7 +30,7 @@ class Engine(Protocol):
         """The models this engine answers for."""
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[Event]:
+    def generate(self, request: Request) -> Events:
         """Answer: Started, deltas, one Finish per choice. Closing the iterator stops the generation within a step."""
         ...
 

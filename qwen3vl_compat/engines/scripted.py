@@ -5,14 +5,14 @@ A word with the white space before it is one token, a picture costs its true num
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from msgspec.structs import replace
 
 from qwen3vl_compat.engines.stop import StopStrings
 from qwen3vl_compat.errors import InvalidRequest, NotFound
-from qwen3vl_compat.events import Event, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import Events, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text
 from qwen3vl_compat.settings import Settings
@@ -61,7 +61,7 @@ class ScriptedEngine:
         slots = sum(self.vision.tokens(part.grid) for part in parts if isinstance(part, Picture))
         return Usage(prompt_text=words + 4 * len(request.messages), prompt_image=slots)
 
-    async def generate(self, request: Request) -> AsyncIterator[Event]:
+    async def generate(self, request: Request) -> Events:
         """Play the script, choice after choice."""
         if request.model != self._name:
             raise NotFound("the model does not exist", param="model", code="model_not_found")

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.events import Completion, Event, Finish, Started, fold
+from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, fold
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Prepare
 from qwen3vl_compat.server.body import Disconnected
@@ -21,7 +21,7 @@ from qwen3vl_compat.settings import Settings
 
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
-Streamed = Callable[[Request, AsyncIterator[Event]], AsyncIterator[bytes]]
+Streamed = Callable[[Request, Events], AsyncGenerator[bytes, None]]
 
 
 class Service:
@@ -59,7 +59,7 @@ async def streamed_answer(
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
 
         async def pump() -> None:
-            async with aclosing(events), aclosing(encode(request, _rejoined(first, events))) as chunks:  # pyright: ignore[reportArgumentType]
+            async with aclosing(events), aclosing(encode(request, _rejoined(first, events))) as chunks:
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -105,12 +105,12 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-async def _events(service: Service, exchange: Exchange, request: Request) -> AsyncIterator[Event]:
+async def _events(service: Service, exchange: Exchange, request: Request) -> Events:
     """The generation inside the request's deadline, counted as running and noted for the log."""
     exchange.model = request.model if request.model in {model.id for model in service.engine.models()} else "?"
     deadline = asyncio.get_running_loop().time() + _allowed(service, exchange)
     with service.lifecycle.work():
-        async with aclosing(service.lifecycle.until(service.generate(request), deadline)) as events:  # pyright: ignore[reportArgumentType]
+        async with aclosing(service.lifecycle.until(service.generate(request), deadline)) as events:
             async for event in events:
                 if isinstance(event, Started | Finish):
                     exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
@@ -131,11 +131,11 @@ def _allowed(service: Service, exchange: Exchange) -> float:
     return min(seconds, service.settings.server.deadline)
 
 
-async def _first(events: AsyncIterator[Event]) -> Event:
+async def _first(events: Events) -> Event:
     return await anext(events)
 
 
-async def _rejoined(first: Event, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+async def _rejoined(first: Event, events: Events) -> Events:
     yield first
     async for event in events:
         yield event

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from litestar import Request as HttpRequest
 from litestar import Response, post
 
 from qwen3vl_compat.errors import NotFound
-from qwen3vl_compat.events import Event
+from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
 from qwen3vl_compat.server.door import Exchange, exchange_of
@@ -49,7 +49,7 @@ async def call_model(request: HttpRequest[Any, Any, Any], rest: str, service: Se
 async def _streamed(service: Service, exchange: Exchange, asked: Request, http: "HttpRequest[Any, Any, Any]") -> Any:
     array = exchange.query.get("alt", [""])[0] != "sse"
 
-    def encode(request: Request, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    def encode(request: Request, events: Events) -> AsyncGenerator[bytes, None]:
         return generate_content.encode_stream(request, events, array=array)
 
     content_type = "application/json" if array else sse.CONTENT_TYPE

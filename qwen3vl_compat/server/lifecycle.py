@@ -2,9 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
 
@@ -21,7 +21,7 @@ class Lifecycle:
         self._idle.set()
 
     @contextmanager
-    def work(self) -> Iterator[None]:
+    def work(self) -> Generator[None]:
         """Count one request as under way; refuses it while the server is stopping."""
         if self.draining:
             raise Overloaded("The server is stopping.", retry_after=5)
@@ -42,12 +42,12 @@ class Lifecycle:
                 await asyncio.wait_for(self._idle.wait(), seconds)
             self._cut.set()
 
-    async def until(self, events: AsyncIterator[T], deadline: float) -> AsyncIterator[T]:
+    async def until(self, events: AsyncGenerator[T, None], deadline: float) -> AsyncGenerator[T, None]:
         """The same events, ended with an error at `deadline` (loop time) or when the server's grace is over."""
         loop = asyncio.get_running_loop()
         cut = asyncio.create_task(self._cut.wait())
         try:
-            async with aclosing(events) as inner:  # pyright: ignore[reportArgumentType,reportUnknownVariableType]
+            async with aclosing(events) as inner:
                 while True:
                     coming = asyncio.ensure_future(anext(inner))
                     await _first_of(coming, cut, deadline - loop.time())
@@ -68,7 +68,7 @@ class Lifecycle:
         return DeadlineExceeded("The time allowed for this request is over.")
 
 
-async def _first_of(coming: "asyncio.Future[T]", cut: "asyncio.Future[object]", seconds: float) -> None:
+async def _first_of(coming: "asyncio.Future[T]", cut: "asyncio.Future[Any]", seconds: float) -> None:
     try:
         await asyncio.wait({coming, cut}, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
     except asyncio.CancelledError:

@@ -2,14 +2,14 @@
 
 import base64
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.events import Completion, Event, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import Completion, Event, Events, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Image, Message, ModelInfo, Part, Request, Role, Sampling, Text
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import (
@@ -321,7 +321,9 @@ def encode_completion(request: Request, completion: Completion) -> bytes:
     return _answer(request, candidates, completion.usage)
 
 
-async def encode_stream(request: Request, events: AsyncIterator[Event], *, array: bool = False) -> AsyncIterator[bytes]:
+async def encode_stream(
+    request: Request, events: AsyncIterator[Event], *, array: bool = False
+) -> AsyncGenerator[bytes, None]:
     """The answer as bare `data:` events (`alt=sse`), or as one JSON array that grows.
 
     The usage comes with the last candidate's end; a failure after the first byte becomes the last element.
@@ -390,7 +392,7 @@ class _Streamed(Struct, rename="camel"):
     error: dict[str, Any] | None = None
 
 
-async def decode_stream(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
     """The events of an `alt=sse` stream another server sends; its error element is raised as an ApiError.
 
     Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.

@@ -2,14 +2,14 @@
 
 import base64
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.events import Completion, Event, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import Completion, Event, Events, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Image, Message, ModelInfo, Part, Request, Role, Sampling, Text
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import (
@@ -196,7 +196,7 @@ def _message(item: Json, path: str, ignored: list[str]) -> Message:
         return Message(role, (Text(""),))
     if not isinstance(content, list):
         raise InvalidRequest(f"{where}: must be a string or a list of parts", param=where)
-    items: list[Any] = content
+    items = convert(content, list[Any], where)
     parts = tuple(_part(part, f"{where}[{place}]", ignored) for place, part in enumerate(items))
     for place, part in enumerate(parts):
         if isinstance(part, Image) and role != "user":
@@ -299,7 +299,7 @@ def _head(request: Request, kind: str) -> Json:
 
 def encode_completion(request: Request, completion: Completion) -> bytes:
     """The whole answer as one body."""
-    choices = [
+    choices: list[Json] = [
         {
             "index": choice.index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
@@ -308,7 +308,7 @@ def encode_completion(request: Request, completion: Completion) -> bytes:
         }
         for choice in completion.choices
     ]
-    body = _head(request, "chat.completion") | {
+    body: Json = _head(request, "chat.completion") | {
         "choices": choices,
         "usage": _usage(completion.usage),
         "service_tier": "default",
@@ -317,7 +317,7 @@ def encode_completion(request: Request, completion: Completion) -> bytes:
     return msgspec.json.encode(body)
 
 
-async def encode_stream(request: Request, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def encode_stream(request: Request, events: AsyncIterator[Event]) -> AsyncGenerator[bytes, None]:
     """The answer as server-sent events: roles, deltas, one end per choice, the usage if asked for, [DONE].
 
     A failure after the first byte becomes the stream's last event.
@@ -338,7 +338,7 @@ async def encode_stream(request: Request, events: AsyncIterator[Event]) -> Async
         yield sse.encode(encode_error(error))
         return
     if request.stream_usage and last is not None:
-        body = _head(request, "chat.completion.chunk") | {"choices": [], "usage": _usage(last)}
+        body: Json = _head(request, "chat.completion.chunk") | {"choices": [], "usage": _usage(last)}
         yield sse.encode(msgspec.json.encode(body))
     yield sse.DONE
 
@@ -370,7 +370,7 @@ class _Streamed(Struct):
     error: dict[str, Any] | None = None
 
 
-async def decode_stream(chunks: AsyncIterator[bytes]) -> AsyncIterator[Event]:
+async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
     """The events of a stream another server sends; its error event is raised as an ApiError.
 
     Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.

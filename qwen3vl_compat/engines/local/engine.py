@@ -5,7 +5,7 @@ import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,7 +19,7 @@ from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound, Overloaded
-from qwen3vl_compat.events import Event, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import Event, Events, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.settings import Settings
@@ -109,7 +109,7 @@ class LocalEngine:
         self._check_model(request)
         return (await asyncio.to_thread(self._prompts.build, request)).usage
 
-    async def generate(self, request: Request) -> AsyncIterator[Event]:
+    async def generate(self, request: Request) -> Events:
         """Queue the request and pass its events on; closing this ends the generation within a step."""
         self._check_model(request)
         prompt = await asyncio.to_thread(self._prompts.build, request)

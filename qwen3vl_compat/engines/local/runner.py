@@ -84,7 +84,7 @@ def pixel_table(checkpoint: Checkpoint) -> torch.Tensor:
     They divide by the standard deviation; multiplying by its reciprocal would differ in the last bit.
     """
     bytes_ = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, None], (3, 1, 256))
-    scaled = rescale(bytes_, checkpoint.rescale, dtype=np.float32)
+    scaled = rescale(bytes_, checkpoint.rescale, dtype=np.dtype(np.float32))
     values = normalize(scaled, mean=checkpoint.image_mean, std=checkpoint.image_std, input_data_format="channels_first")
     return torch.from_numpy(np.ascontiguousarray(values[:, 0], dtype=np.float32))
 
