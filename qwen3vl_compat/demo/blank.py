@@ -109,9 +109,7 @@ def write_blank(folder: Path, seed: int = 0) -> None:
     torch.manual_seed(seed)
     model: Any = Qwen3VLForConditionalGeneration(configuration(tokenizer))
     end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=[end, pad], pad_token_id=pad
-    )
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[end, pad], pad_token_id=pad)
     model.to(torch.bfloat16).save_pretrained(folder)
     _write_json(
         folder / "tokenizer_config.json",

@@ -1,0 +1,1 @@
+"""Measurements: each prints the table that goes to docs/ and can write it as JSON."""

@@ -1,0 +1,33 @@
+"""The fields tables of the wires as Markdown: `python -m qwen3vl_compat.wire.tables` prints what docs/api.md holds."""
+
+from collections.abc import Iterator, Mapping
+
+from qwen3vl_compat.wire import generate_content, openai_chat
+from qwen3vl_compat.wire.body import Rules
+
+WIRES: Mapping[str, Mapping[str, Rules]] = {
+    "OpenAI: /v1/chat/completions": openai_chat.FIELDS,
+    "Google: models/{model}:generateContent": generate_content.FIELDS,
+}
+
+
+def markdown() -> str:
+    """One section a wire, one table row a field."""
+    return "\n".join(line for title, tables in WIRES.items() for line in _section(title, tables))
+
+
+def _section(title: str, tables: Mapping[str, Rules]) -> Iterator[str]:
+    yield from (f"## {title}", "", "| object | field | what becomes of it |", "|---|---|---|")
+    for kind, rules in tables.items():
+        for name, rule in rules.items():
+            said = rule.kind
+            if rule.kind == "refused":
+                said += f": {rule.note}"
+                if rule.neutral:
+                    said += f" (unless {', '.join(f'`{value!r}`' for value in rule.neutral)})"
+            yield f"| {kind} | `{name}` | {said} |"
+    yield ""
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -1,0 +1,253 @@
+"""The local engine against transformers itself: prompts, positions, pixels, tokens; and starts that must fail."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from qwen3vl_compat.demo import MODEL
+from qwen3vl_compat.demo.pictures import examination
+from qwen3vl_compat.engines import EngineUnusable
+from qwen3vl_compat.engines.local.checkpoint import read_checkpoint
+from qwen3vl_compat.engines.local.engine import LocalEngine
+from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
+from qwen3vl_compat.engines.local.runner import Runner, pixel_table
+from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.events import fold
+from qwen3vl_compat.media.image import decode_image
+from qwen3vl_compat.messages import Message, Picture, Request, Sampling, Text
+from qwen3vl_compat.settings import ModelSettings, Settings, load_settings
+from tests.media.crafted import encoded
+
+
+@pytest.fixture(scope="session")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint of the mixture-of-experts class."""
+    folder = tmp_path_factory.mktemp("moe") / "model"
+    shutil.copytree(MODEL, folder)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"] | {
+        "model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+    }  # fmt: skip
+    vision = config["vision_config"] | {"model_type": "qwen3_vl_moe_vision"}
+    made = Qwen3VLMoeConfig(**(config | {"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": vision}))
+    torch.manual_seed(5)
+    Qwen3VLMoeForConditionalGeneration(made).save_pretrained(folder)
+    shutil.copy(MODEL / "generation_config.json", folder / "generation_config.json")
+    return folder
+
+
+@pytest.fixture(scope="module", params=["dense", "moe"])
+def checkpoint(request: pytest.FixtureRequest) -> Any:
+    folder = MODEL if request.param == "dense" else request.getfixturevalue("moe")
+    return read_checkpoint(str(folder), "")
+
+
+@pytest.fixture(scope="module")
+def runner(checkpoint: Any) -> Runner:
+    return Runner(checkpoint, ModelSettings(device="cpu", dtype="float32"))
+
+
+def builder(checkpoint: Any) -> PromptBuilder:
+    return PromptBuilder(checkpoint.vocabulary, checkpoint.template, checkpoint.image_token, checkpoint.spec)
+
+
+def picture(checkpoint: Any, number: int) -> Picture:
+    return decode_image(encoded(examination(3, 6)[number].picture, "PNG"), checkpoint.spec, "picture")
+
+
+def request_of(*messages: Message, **sampling: Any) -> Request:
+    return Request(id="r", created=0, model="qwen3-vl", messages=messages, sampling=Sampling(**sampling))
+
+
+def mixed(checkpoint: Any) -> Request:
+    """Two pictures of different sizes among text, over several turns."""
+    one, two = picture(checkpoint, 2), picture(checkpoint, 5)
+    return request_of(
+        Message("system", (Text("Be brief."),)),
+        Message("user", (Text("First "), one, Text(" and then\n"), two, Text("what?"))),
+        Message("assistant", (Text(" I see. "),)),
+        Message("user", (two, Text("Read the text."))),
+    )
+
+
+def test_prompt_ids_are_the_templates(checkpoint: Any) -> None:
+    request = mixed(checkpoint)
+    prompt = builder(checkpoint).build(request)
+    turns = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part.text} if isinstance(part, Text) else {"type": "image"}
+                for part in message.parts
+            ],
+        }
+        for message in request.messages
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    slot = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    waiting = [checkpoint.spec.tokens(each.grid) for each in prompt.pictures]
+    expanded = [token for each in expected for token in ([slot] * waiting.pop(0) if each == slot else [each])]
+    assert prompt.ids.tolist() == expanded
+    assert prompt.usage.prompt == len(expanded)
+    assert prompt.usage.prompt_image == sum(checkpoint.spec.tokens(each.grid) for each in prompt.pictures)
+
+
+def test_positions_are_the_models_own(checkpoint: Any, runner: Runner) -> None:
+    prompt = builder(checkpoint).build(mixed(checkpoint))
+    ids = torch.from_numpy(prompt.ids)[None]
+    kinds = (ids == runner._model.config.image_token_id).int()
+    grids = torch.tensor([each.grid for each in prompt.pictures])
+    positions, shift = runner._model.model.get_rope_index(ids, kinds, grids)
+    assert np.array_equal(prompt.positions, positions[:, 0].numpy())
+    assert prompt.shift == int(shift)
+
+
+def test_typed_control_words_stay_letters(checkpoint: Any) -> None:
+    plain = builder(checkpoint).build(request_of(Message("user", (Text("x"),))))
+    for word in checkpoint.vocabulary.added:
+        for parts in ((Text(word),), (Text(word[:1]), Text(word[1:])), (Text(word[:4]), Text(word[4:]))):
+            ids = builder(checkpoint).build(request_of(Message("user", parts))).ids.tolist()
+            own = [token for token in plain.ids.tolist() if token in checkpoint.vocabulary.added.values()]
+            assert [token for token in ids if token in checkpoint.vocabulary.added.values()] == own
+
+
+def test_pixels_are_the_processors(checkpoint: Any, runner: Runner) -> None:
+    own = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder)
+    for item in examination(9, 8):
+        ours = runner._pixels(decode_image(encoded(item.picture, "PNG"), checkpoint.spec, "picture"))
+        theirs = own(images=[item.picture], return_tensors="pt")["pixel_values"]
+        assert torch.equal(ours, theirs)
+    assert pixel_table(checkpoint).shape == (3, 256)
+
+
+def generated(runner: Runner, prompt: Prompt, count: int, ends: frozenset[int]) -> list[int]:
+    greedy = Chooser(temperature=0, top_p=1, top_k=0, seed=0, choice=0)
+    sequence, logits = runner.prefill(prompt)
+    tokens = [greedy.choose(logits, 0)]
+    while len(tokens) < count and tokens[-1] not in ends:
+        tokens.append(greedy.choose(runner.step(sequence, tokens[-1]), len(tokens)))
+    return tokens
+
+
+def test_tokens_are_those_of_generate(checkpoint: Any, runner: Runner) -> None:
+    prompt = builder(checkpoint).build(mixed(checkpoint))
+    model, ids = runner._model, torch.from_numpy(prompt.ids)[None]
+    expected = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        pixel_values=torch.cat([runner._pixels(each) for each in prompt.pictures]),
+        image_grid_thw=torch.tensor([each.grid for each in prompt.pictures]),
+        max_new_tokens=24,
+        do_sample=False,
+    )[0, len(prompt.ids) :].tolist()
+    assert generated(runner, prompt, 24, checkpoint.end_ids) == expected
+    assert generated(runner, prompt, 24, checkpoint.end_ids) == expected, "a second run starts from a clean state"
+
+
+async def test_two_pictures_of_one_size_do_not_answer_for_each_other() -> None:
+    engine = LocalEngine(Settings())
+    await engine.start()
+    answers = set[str]()
+    for text in ("AAAA", "BBBB"):
+        from random import Random
+
+        from qwen3vl_compat.demo.pictures import SEEN_FACES, draw_line
+
+        drawn = draw_line(Random(1), text, SEEN_FACES[0], 20, 128, 32).picture
+        seen = decode_image(encoded(drawn, "PNG"), engine.vision, "picture")
+        request = request_of(Message("user", (seen, Text("Read the text."))), max_tokens=16)
+        answers.add((await fold(engine.generate(request))).choices[0].text)
+    await engine.close()
+    assert len(answers) == 2
+
+
+def test_sampling_follows_the_shares() -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    drawn = [
+        Chooser(temperature=1, top_p=1, top_k=0, seed=seed, choice=0).choose(logits, position)
+        for seed in range(60)
+        for position in range(60)
+    ]
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
+    assert torch.allclose(shares, logits.softmax(-1), atol=0.03)
+    only_two = {
+        Chooser(temperature=1, top_p=0.7, top_k=0, seed=1, choice=0).choose(logits, place) for place in range(300)
+    }
+    assert only_two == {0, 1}
+    assert Chooser(temperature=1, top_p=0.0, top_k=0, seed=1, choice=0).choose(logits, 3) == 0
+
+
+# -------------------------------------------------------------------------------------------- starts that must fail
+
+
+def spoiled(tmp_path: Path, name: str, text: str | None) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    (folder / name).unlink()
+    if text is not None:
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("config.json", None, "holds no config.json"),
+        ("config.json", "{", "cannot be read as JSON"),
+        ("config.json", '{"model_type": "llama"}', "of type 'llama'"),
+        ("config.json", '{"model_type": "qwen3_vl"}', "lack or misstate"),
+        ("tokenizer.json", None, "tokenizer.json is missing"),
+        ("tokenizer.json", "{}", "tokenizer.json is missing or cannot be used"),
+        ("preprocessor_config.json", None, "holds no preprocessor_config.json"),
+        ("chat_template.jinja", None, "holds no chat template"),
+        ("model.safetensors", None, "lacks the weights model.safetensors"),
+        ("model.safetensors", "not weights", "cannot be loaded"),
+    ],
+)
+async def test_a_broken_checkpoint_ends_the_start_with_one_sentence(
+    tmp_path: Path, name: str, text: str | None, said: str
+) -> None:
+    folder = spoiled(tmp_path, name, text)
+
+    async def start() -> None:
+        await LocalEngine(load_settings(flags={"model.path": str(folder)}, environment={})).start()
+
+    with pytest.raises(EngineUnusable, match=said) as failure:
+        await start()
+    assert "\n" not in str(failure.value)
+
+
+async def test_a_missing_tensor_ends_the_start(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.visual.patch_embed.proj.bias")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = LocalEngine(load_settings(flags={"model.path": str(folder)}, environment={}))
+    with pytest.raises(EngineUnusable, match="lack the tensor"):
+        await engine.start()
+
+
+@pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "no-such-model"])
+def test_a_wrong_path_ends_the_start(path: str) -> None:
+    with pytest.raises(EngineUnusable, match="does not exist"):
+        LocalEngine(load_settings(flags={"model.path": path}, environment={}))
+
+
+def test_an_unreachable_hub_ends_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(EngineUnusable, match="Qwen/Qwen3-VL-4B-Instruct is not on this machine"):
+        LocalEngine(load_settings(flags={"model.path": "Qwen/Qwen3-VL-4B-Instruct"}, environment={}))
