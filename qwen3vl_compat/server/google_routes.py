@@ -8,6 +8,8 @@ from typing import Any
 
 from litestar import Request as HttpRequest
 from litestar import Response, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from qwen3vl_compat.errors import NotFound
 from qwen3vl_compat.events import Events
@@ -19,7 +21,9 @@ from qwen3vl_compat.wire import generate_content, sse
 
 
 @post(["/v1/models/{rest:path}", "/v1beta/models/{rest:path}"], status_code=200)
-async def call_model(request: HttpRequest[Any, Any, Any], rest: str, service: Service) -> Response[Any]:
+async def call_model(
+    request: HttpRequest[Any, Any, Any], rest: FromPath[str], service: NamedDependency[Service]
+) -> Response[Any]:
     """`{model}:generateContent`, `:streamGenerateContent` or `:countTokens`."""
     exchange = exchange_of(request.scope)
     model, _, method = rest.strip("/").rpartition(":")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from litestar import Response, get
+from litestar.di import NamedDependency
 
 from qwen3vl_compat.server.answer import Service
 
@@ -14,7 +15,7 @@ async def livez() -> dict[str, str]:
 
 
 @get(["/readyz", "/startupz", "/health"])
-async def readyz(service: Service) -> Response[dict[str, Any]]:
+async def readyz(service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """Requests are taken: the model is loaded, its thread lives and the server is not stopping."""
     state = "ok" if service.ready else "stopping" if service.lifecycle.draining else "unavailable"
     models = [model.id for model in service.engine.models()]

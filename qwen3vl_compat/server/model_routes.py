@@ -3,6 +3,8 @@
 from typing import Any
 
 from litestar import get
+from litestar.di import NamedDependency
+from litestar.params import FromPath
 
 from qwen3vl_compat.errors import NotFound
 from qwen3vl_compat.server.answer import Service
@@ -10,7 +12,7 @@ from qwen3vl_compat.wire import generate_content, openai_chat
 
 
 @get(["/v1/models", "/v1beta/models"])
-async def list_models(service: Service) -> dict[str, Any]:
+async def list_models(service: NamedDependency[Service]) -> dict[str, Any]:
     """OpenAI's `data` and Google's `models`, side by side."""
     models = service.engine.models()
     return {
@@ -21,7 +23,7 @@ async def list_models(service: Service) -> dict[str, Any]:
 
 
 @get(["/v1/models/{rest:path}", "/v1beta/models/{rest:path}"])
-async def get_model(rest: str, service: Service) -> dict[str, Any]:
+async def get_model(rest: FromPath[str], service: NamedDependency[Service]) -> dict[str, Any]:
     """One model with the fields of both."""
     name = rest.strip("/").removeprefix("models/")
     for model in service.engine.models():

@@ -6,6 +6,7 @@ from typing import Any
 
 from litestar import Request as HttpRequest
 from litestar import Response, post
+from litestar.di import NamedDependency
 
 from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
 from qwen3vl_compat.server.body import read_json_body
@@ -22,7 +23,7 @@ async def received(exchange: Exchange, http: "HttpRequest[Any, Any, Any]", servi
 
 
 @post("/v1/chat/completions", status_code=200)
-async def chat_completions(request: HttpRequest[Any, Any, Any], service: Service) -> Response[Any]:
+async def chat_completions(request: HttpRequest[Any, Any, Any], service: NamedDependency[Service]) -> Response[Any]:
     """Answer a chat, whole or streamed."""
     exchange = exchange_of(request.scope)
     body = await received(exchange, request, service)

@@ -1,0 +1,141 @@
+"""The application without a socket: its routes, its door, and how a body is read."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from qwen3vl_compat.accounts.database import open_database
+from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.engines.scripted import ScriptedEngine
+from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.server.answer import Service
+from qwen3vl_compat.server.app import build_app, build_routes, build_service
+from qwen3vl_compat.server.body import Disconnected, read_json_body
+from qwen3vl_compat.server.door import OPEN_PATHS, Exchange
+from qwen3vl_compat.settings import ServerSettings, Settings
+
+
+@pytest.fixture
+def service() -> Service:
+    return build_service(Settings(), ScriptedEngine())
+
+
+@pytest.fixture
+async def client(service: Service, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    keys = Keys(open_database(tmp_path / "state"))
+    first = keys.ensure_first()
+    assert first is not None
+    headers = {"authorization": f"Bearer {first.model.secret_text}"}
+    transport = httpx.ASGITransport(app=build_app(service, keys.find))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as made:
+        yield made
+
+
+def routes(service: Service) -> list[tuple[str, str]]:
+    """Every path with a made-up value for its parameters, and each of its methods."""
+    found = []
+    for route in build_routes(service).routes:
+        path = re.sub(r"\{[^}]+\}", "qwen3-vl:generateContent", route.path)
+        found += [(path, method) for method in getattr(route, "methods", ()) if method != "OPTIONS"]
+    return found
+
+
+async def test_every_route_but_the_open_ones_needs_a_key(service: Service, client: httpx.AsyncClient) -> None:
+    walked = routes(service)
+    assert len(walked) >= 8
+    for path, method in walked:
+        answer = await client.request(method, path, headers={"authorization": ""})
+        assert (answer.status_code in (400, 401, 403)) == (path not in OPEN_PATHS), path
+
+
+async def test_every_post_answers_200(service: Service) -> None:
+    """google-genai takes no other 2xx for success, and a POST of Litestar's answers 201 by itself."""
+    handlers = [handler for route in build_routes(service).routes for handler in getattr(route, "route_handlers", ())]
+    posts = [handler for handler in handlers if "POST" in handler.http_methods]
+    assert posts
+    assert all(handler.status_code == 200 for handler in posts)
+
+
+async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/v1/chat/completions")
+    assert answer.status_code == 405
+    assert "POST" in answer.headers["allow"]
+
+
+async def test_both_families_read_one_model_list(client: httpx.AsyncClient) -> None:
+    for version in ("v1", "v1beta"):
+        listed = (await client.get(f"/{version}/models")).json()
+        assert listed["data"][0]["id"] == "qwen3-vl"
+        assert listed["models"][0]["name"] == "models/qwen3-vl"
+        one = (await client.get(f"/{version}/models/models%2Fqwen3-vl")).json()
+        assert (one["id"], one["name"]) == ("qwen3-vl", "models/qwen3-vl")
+
+
+# ----------------------------------------------------------------------------------------------------- the body
+
+
+def exchange(**headers: str) -> Exchange:
+    sent = {"content-type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    encoded = [(name.encode(), value.encode()) for name, value in sent.items()]
+    scope: Any = {"path": "/v1/x", "method": "POST", "headers": encoded, "query_string": b""}
+    return Exchange(scope)
+
+
+def coming(*pieces: bytes | float) -> Any:
+    """A client that sends these pieces, waiting where a number stands, and then hangs up."""
+    waiting = list(pieces)
+
+    async def receive() -> Any:
+        if waiting and isinstance(waiting[0], float):
+            await asyncio.sleep(float(waiting.pop(0)))
+        if not waiting:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": bool(waiting)}
+
+    return receive
+
+
+LIMITS = ServerSettings(max_body=10, body_idle=0.1, body_total=0.25)
+
+
+async def test_a_body_is_put_together() -> None:
+    assert await read_json_body(exchange(), coming(b"{", b"", b"}"), LIMITS) == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("headers", "pieces", "status"),
+    [
+        ({"content_length": "11"}, (), 413),
+        ({"content_length": "9" * 400}, (), 413),
+        ({}, (b"123456", b"78901", b""), 413),
+        ({}, (b"{", 0.5, b"}"), 408),
+        ({}, (b"1", 0.09, b"2", 0.09, b"3", 0.09, b"4", 0.09, b"5"), 408),
+        ({"content_type": "text/json"}, (b"{}",), 415),
+        ({"content_type": ""}, (b"{}",), 415),
+        ({"content_encoding": "br"}, (b"{}",), 415),
+    ],
+)
+async def test_a_body_that_is_too_much_or_too_slow(
+    headers: dict[str, str], pieces: tuple[bytes | float, ...], status: int
+) -> None:
+    with pytest.raises(ApiError) as refused:
+        await read_json_body(exchange(**headers), coming(*pieces), LIMITS)
+    assert refused.value.status == status
+
+
+async def test_a_client_that_leaves_while_it_sends() -> None:
+    def half() -> Any:
+        sent = [{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive() -> Any:
+            return sent.pop(0)
+
+        return receive
+
+    with pytest.raises(Disconnected):
+        await read_json_body(exchange(), half(), LIMITS)

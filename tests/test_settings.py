@@ -1,0 +1,44 @@
+"""Flag before variable before file before default; a name that does not exist ends the start."""
+
+from pathlib import Path
+
+import pytest
+
+from qwen3vl_compat.settings import Settings, SettingsError, load_settings
+
+
+def test_the_defaults() -> None:
+    assert load_settings(environment={}) == Settings()
+
+
+def test_the_order(tmp_path: Path) -> None:
+    file = tmp_path / "q.toml"
+    file.write_text("[server]\nport = 1\nhost = 'a'\ngrace = 5\n")
+    environment = {"QWEN3VL_CONFIG": str(file), "QWEN3VL_SERVER__PORT": "2", "QWEN3VL_SERVER__HOST": "b"}
+    settings = load_settings(flags={"server.port": 3, "server.host": None}, environment=environment)
+    assert (settings.server.port, settings.server.host, settings.server.grace) == (3, "b", 5)
+
+
+@pytest.mark.parametrize(
+    ("environment", "text", "said"),
+    [
+        ({"QWEN3VL_PORT": "1"}, None, "QWEN3VL_PORT names no setting"),
+        ({"QWEN3VL_SERVER__PROT": "1"}, None, "prot"),
+        ({"QWEN3VL_SERVER__PORT": "x"}, None, "server.port"),
+        ({}, "[server]\nprot = 1\n", "prot"),
+        ({}, "[sever]\n", "sever"),
+        ({}, "[server", "not TOML"),
+    ],
+)
+def test_a_mistake_ends_the_start(tmp_path: Path, environment: dict[str, str], text: str | None, said: str) -> None:
+    config = None
+    if text is not None:
+        config = tmp_path / "q.toml"
+        config.write_text(text)
+    with pytest.raises(SettingsError, match=said):
+        load_settings(config, environment=environment)
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load_settings(tmp_path / "none.toml", environment={})
