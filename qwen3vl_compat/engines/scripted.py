@@ -54,8 +54,13 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Nothing to free."""
 
+    def _check_model(self, request: Request) -> None:
+        if request.model != self._name:
+            raise NotFound("the model does not exist", param="model", code="model_not_found")
+
     async def count(self, request: Request) -> Usage:
         """Words, plus four tokens a message for its frame, plus the slots of the pictures."""
+        self._check_model(request)
         parts = [part for message in request.messages for part in message.parts]
         words = sum(len(WORD.findall(part.text)) for part in parts if isinstance(part, Text))
         slots = sum(self.vision.tokens(part.grid) for part in parts if isinstance(part, Picture))
@@ -63,8 +68,6 @@ class ScriptedEngine:
 
     async def generate(self, request: Request) -> Events:
         """Play the script, choice after choice."""
-        if request.model != self._name:
-            raise NotFound("the model does not exist", param="model", code="model_not_found")
         usage = await self.count(request)
         room = self._context - usage.prompt
         if room < 1:

@@ -10,8 +10,8 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from qwen3vl_compat.engines import Engine
-from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, fold
+from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest
+from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Prepare
 from qwen3vl_compat.server.body import Disconnected
@@ -131,6 +131,21 @@ def _allowed(service: Service, exchange: Exchange) -> float:
     return min(seconds, service.settings.server.deadline)
 
 
+async def counted(service: Service, exchange: Exchange, request: Request, receive: Receive) -> Usage:
+    """The prompt's tokens, inside the same bounds as a generation."""
+
+    async def count() -> Usage:
+        exchange.model = request.model if request.model in {model.id for model in service.engine.models()} else "?"
+        with service.lifecycle.work():
+            try:
+                async with asyncio.timeout(_allowed(service, exchange)):
+                    return await service.engine.count(await service.prepare(request))
+            except TimeoutError:
+                raise DeadlineExceeded("The time allowed for this request is over.") from None
+
+    return await unless_gone(count(), receive)
+
+
 async def _first(events: Events) -> Event:
     return await anext(events)
 
@@ -144,5 +159,5 @@ async def _rejoined(first: Event, events: Events) -> Events:
 def _headers(request: Request) -> dict[str, str]:
     if not request.ignored:
         return {}
-    names = (name.encode("ascii", "replace").decode() for name in request.ignored[:20])
-    return {"x-ignored-fields": ", ".join(name[:80] for name in names if name.isprintable())}
+    names = (name.encode("ascii", "replace").decode()[:80].strip() for name in request.ignored[:20])
+    return {"x-ignored-fields": ", ".join(name for name in names if name and name.isprintable())}

@@ -21,6 +21,9 @@ OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Paths served without a key; every other path needs one."""
 
 
+_UNREAD = frozenset({401, 403, 408, 413, 415})
+
+
 class FindKey(Protocol):
     """Looks a presented key up."""
 
@@ -65,6 +68,8 @@ class Exchange:
         headers = {"content-type": "application/json"}
         if error.retry_after is not None:
             headers |= {"retry-after": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
+        if error.status in _UNREAD:  # the body was not read: what still comes of it must not be waited for
+            headers["connection"] = "close"
         if self.google:
             return generate_content.status_of(error), headers, generate_content.encode_error(error)
         return error.status, headers, openai_chat.encode_error(error)
@@ -148,7 +153,7 @@ def _write_line(exchange: Exchange) -> None:
     if exchange.path in _QUIET:
         return
     took = (time.monotonic() - exchange.began) * 1000
-    path = re.sub(r"[^\x21-\x7e]", "?", exchange.path)[:120]
+    path = re.sub(r"sk-[\w-]+", "sk-...", re.sub(r"[^\x21-\x7e]", "?", exchange.path))[:120]
     log.info(
         "id=%s key=%s model=%s tokens=%s ms=%.0f status=%d %s %s",
         exchange.id, exchange.caller.key or "-", exchange.model, exchange.tokens, took, exchange.status,

@@ -14,7 +14,7 @@ from litestar.params import FromPath
 from qwen3vl_compat.errors import NotFound
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
-from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
+from qwen3vl_compat.server.answer import Service, counted, streamed_answer, whole_answer
 from qwen3vl_compat.server.door import Exchange, exchange_of
 from qwen3vl_compat.server.openai_routes import LARGE, received
 from qwen3vl_compat.wire import generate_content, sse
@@ -42,7 +42,7 @@ async def call_model(
     asked = await asyncio.to_thread(decode) if len(body) > LARGE else decode()
     match method:
         case "countTokens":
-            usage = await service.engine.count(await service.prepare(asked))
+            usage = await counted(service, exchange, asked, request.receive)
             return Response(generate_content.encode_count(usage), media_type="application/json")
         case "streamGenerateContent":
             return await _streamed(service, exchange, asked, request)

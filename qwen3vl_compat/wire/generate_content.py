@@ -174,7 +174,7 @@ def _camel_inside(item: Any) -> Any:
 def _known(value: Json, kind: str, path: str, ignored: list[str]) -> Json:
     kept, unknown = sort_fields(value, FIELDS[kind], path, ignored)
     if unknown:
-        where = f"{path}.{unknown[0]}" if path else unknown[0]
+        where = f"{path}.{unknown[0][:60]}" if path else unknown[0][:60]
         at = f" at '{path}'" if path else ""
         raise InvalidRequest(f"Unknown name {shown(unknown[0])}{at}: no such field", param=where)
     return kept

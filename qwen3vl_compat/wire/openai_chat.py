@@ -28,6 +28,8 @@ from qwen3vl_compat.wire.body import (
 
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 4, 16, 1000
 MOST_TOKENS = 10_000_000
+LONGEST_MEDIA_TYPE = 512
+"""Characters a data: URL may have before its comma."""
 
 _LATER = "is not supported by this server yet"
 
@@ -234,7 +236,8 @@ def _image(value: Json, path: str, ignored: list[str]) -> Image:
     if re.match(r"\s*https?:", url, re.IGNORECASE):
         message = f"{where}: this server does not fetch http(s) URLs yet; send the picture as a data: URL"
         raise InvalidRequest(message, param=where, code="invalid_image_url")
-    found = _DATA_URL.match(url)
+    comma = url.find(",", 0, LONGEST_MEDIA_TYPE)
+    found = _DATA_URL.match(url[: comma + 1])
     if found is None or not found["rest"].lower().endswith(";base64"):
         message = f"{where}: must be a data: URL in base64, data:image/jpeg;base64,..."
         raise InvalidRequest(message, param=where, code="invalid_image_url")

@@ -75,6 +75,7 @@ BODIES: list[tuple[str, bytes, str]] = [
     ("1e400", b'{"temperature":1e400}', "invalid_json"),
     ("5000 digits", b'{"n":' + b"1" * 5000 + b"}", "invalid_json"),
     ("NUL", b'{"model":"a\\u0000b"}', "invalid_json"),
+    ("a million values", b'{"x":[' + b"[]," * 700_000 + b"1]}", "invalid_json"),
     ("half a surrogate", b'{"model":"\\ud800"}', "invalid_json"),
 ]
 
@@ -132,6 +133,7 @@ ROWS = [
     Row("image data:,", image("data:,"), code="invalid_image_url", param=URL),
     Row("image no comma", image("data:image/png;base64"), code="invalid_image_url", param=URL),
     Row("image not base64", image("data:image/png,xyz"), code="invalid_image_url", param=URL),
+    Row("image of semicolons", image("data:" + ";" * 1_000_000), code="invalid_image_url", param=URL),
     Row("image empty", image("data:image/png;base64,"), code="invalid_base64", param=URL),
     Row("image alphabet", image("data:image/png;base64,!!!!aGVsbG8="), code="invalid_base64", param=URL),
     Row("image joined", image("data:image/png;base64,aGk=aGk="), code="invalid_base64", param=URL),

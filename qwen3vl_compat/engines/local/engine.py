@@ -1,12 +1,12 @@
 """The asyncio face of the one thread that owns the device: submit, deliver, cancel."""
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import msgspec
 import torch
@@ -58,6 +58,13 @@ class LocalEngine:
         self._prompts = PromptBuilder(
             checkpoint.vocabulary, checkpoint.template, checkpoint.image_token, checkpoint.spec
         )
+        self._info = ModelInfo(
+            id=self._settings.name,
+            created=int((checkpoint.folder / "config.json").stat().st_mtime),
+            context=checkpoint.context,
+            max_output=checkpoint.context,
+            revision=checkpoint.revision,
+        )
         self._waiting: deque[_Job] = deque()
         self._work = threading.Condition()
         self._closing = False
@@ -81,14 +88,7 @@ class LocalEngine:
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The one checkpoint, under the name it is served by."""
-        info = ModelInfo(
-            id=self._settings.name,
-            created=int(Path(self.checkpoint.folder / "config.json").stat().st_mtime),
-            context=self.checkpoint.context,
-            max_output=self.checkpoint.context,
-            revision=self.checkpoint.revision,
-        )
-        return (info,)
+        return (self._info,)
 
     async def start(self) -> None:
         """Load the weights in the device's own thread."""
@@ -115,8 +115,8 @@ class LocalEngine:
         prompt = await asyncio.to_thread(self._prompts.build, request)
         job = _Job(request, prompt, self._room(request, prompt.usage))
         with self._work:
-            if self._closing:
-                raise Overloaded("The server is stopping.", retry_after=5)
+            if not self.alive:
+                raise Overloaded("The model is not running.", retry_after=5)
             if len(self._waiting) >= self._settings.max_waiting:
                 raise Overloaded("The model is overloaded. Please try again later.", retry_after=2)
             self._waiting.append(job)
@@ -128,6 +128,8 @@ class LocalEngine:
                 yield event
         finally:
             job.cancelled = True
+            with self._work, contextlib.suppress(ValueError):
+                self._waiting.remove(job)
 
     def _check_model(self, request: Request) -> None:
         if request.model != self._settings.name:
@@ -157,6 +159,10 @@ class LocalEngine:
         except EngineUnusable as failure:
             self._failure = failure
             return
+        except Exception:
+            log.exception("the model could not be set up")
+            self._failure = EngineUnusable("The model cannot be set up on this device; the log says why.")
+            return
         finally:
             self._ready.set()
         while (job := self._next_job()) is not None:
@@ -179,7 +185,7 @@ class LocalEngine:
             for event in self._generate(job):
                 job.deliver(event)
             job.deliver(None)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             job.deliver(Overloaded("There is no memory for this request now.", retry_after=10))
         except Exception:
             log.exception("request %s failed in the engine", job.request.id)
@@ -189,6 +195,8 @@ class LocalEngine:
         yield Started(job.prompt.usage)
         total = 0
         for choice in range(job.request.choices):
+            if job.cancelled:
+                return
             made, reason = yield from self._choice(job, choice)
             total += made
             yield Finish(choice, reason, msgspec.structs.replace(job.prompt.usage, completion=total))

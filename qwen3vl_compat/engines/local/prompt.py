@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -44,13 +45,20 @@ class PromptBuilder:
         texts = [part.text for message in request.messages for part in message.parts if isinstance(part, Text)]
         mark = unused_mark(texts)
         turns = [self._turn(message, mark) for message in request.messages]
-        rendered: str = render_jinja_template([turns], chat_template=self._template, add_generation_prompt=True)[0][0]
+        rendered = self._render(turns)
         slots = [part for message in request.messages for part in message.parts if isinstance(part, Picture)]
         ids = list(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots))
         pictures = sum(self._spec.tokens(picture.grid) for picture in slots)
         positions, shift = mrope_positions(np.array(ids) == self._image_id, slots, self._spec.merge_size)
         usage = Usage(prompt_text=len(ids) - pictures, prompt_image=pictures)
         return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(slots), usage)
+
+    def _render(self, turns: list[dict[str, Any]]) -> str:
+        try:
+            return render_jinja_template([turns], chat_template=self._template, add_generation_prompt=True)[0][0]
+        except TemplateError:
+            message = "messages: the model's template does not take these roles in this order"
+            raise InvalidRequest(message, param="messages") from None
 
     def _turn(self, message: Message, mark: str) -> dict[str, Any]:
         parts = [self._part(part, mark) for part in message.parts]

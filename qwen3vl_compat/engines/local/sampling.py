@@ -1,7 +1,5 @@
 """Logits to the next token."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from msgspec import Struct
@@ -35,5 +33,6 @@ class Chooser(Struct, frozen=True, kw_only=True):
         return int(ids[min(int((reached[:inside] <= draw).sum()), inside - 1)])
 
     def _uniform(self, position: int) -> float:
-        generator: Any = np.random.Philox(key=[self.seed % 2**64, self.choice], counter=position)
+        key = np.array([self.seed % 2**64, self.choice], dtype=np.uint64)
+        generator = np.random.Philox(key=key, counter=position)
         return float(np.random.Generator(generator).random())
