@@ -10,7 +10,7 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from qwen3vl_compat.engines import Engine
-from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest
+from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Prepare
@@ -107,7 +107,7 @@ async def _hang_up(receive: Receive) -> None:
 
 async def _events(service: Service, exchange: Exchange, request: Request) -> Events:
     """The generation inside the request's deadline, counted as running and noted for the log."""
-    exchange.model = request.model if request.model in {model.id for model in service.engine.models()} else "?"
+    _know_model(service, exchange, request)
     deadline = asyncio.get_running_loop().time() + _allowed(service, exchange)
     with service.lifecycle.work():
         async with aclosing(service.lifecycle.until(service.generate(request), deadline)) as events:
@@ -115,6 +115,14 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
                 if isinstance(event, Started | Finish):
                     exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
                 yield event
+
+
+def _know_model(service: Service, exchange: Exchange, request: Request) -> None:
+    """Refuse a model that is not served, before any work is spent on its pictures; note the others for the log."""
+    if request.model not in {model.id for model in service.engine.models()}:
+        message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
+        raise NotFound(message, param="model", code="model_not_found")
+    exchange.model = request.model
 
 
 def _allowed(service: Service, exchange: Exchange) -> float:
@@ -135,7 +143,7 @@ async def counted(service: Service, exchange: Exchange, request: Request, receiv
     """The prompt's tokens, inside the same bounds as a generation."""
 
     async def count() -> Usage:
-        exchange.model = request.model if request.model in {model.id for model in service.engine.models()} else "?"
+        _know_model(service, exchange, request)
         with service.lifecycle.work():
             try:
                 async with asyncio.timeout(_allowed(service, exchange)):
