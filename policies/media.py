@@ -14,10 +14,11 @@ from qwen3vl_compat.settings import MediaSettings
 
 def checked_media(spec: VisionSpec, limits: MediaSettings) -> Prepare:
     """The step that turns each received Image of a request into a checked Picture."""
-    return partial(_prepare, spec, limits)
+    # Two pictures at once: each may take hundreds of megabytes, and the threads serve other work too.
+    return partial(_prepare, spec, limits, asyncio.Semaphore(2))
 
 
-async def _prepare(spec: VisionSpec, limits: MediaSettings, request: Request) -> Request:
+async def _prepare(spec: VisionSpec, limits: MediaSettings, decoding: asyncio.Semaphore, request: Request) -> Request:
     images = [part for message in request.messages for part in message.parts if isinstance(part, Image)]
     if not images:
         return request
@@ -32,7 +33,7 @@ async def _prepare(spec: VisionSpec, limits: MediaSettings, request: Request) ->
                 param=image.param,
                 code="image_too_large",
             )
-    return replace(request, messages=tuple([await _checked(message, spec) for message in request.messages]))
+    return replace(request, messages=tuple([await _checked(message, spec, decoding) for message in request.messages]))
 
 
 def _decoded(image: Image, spec: VisionSpec) -> Part:
@@ -43,11 +44,12 @@ def _decoded(image: Image, spec: VisionSpec) -> Part:
         raise InvalidRequest(message, param=image.param, code=error.code) from None
 
 
-async def _checked(message: Message, spec: VisionSpec) -> Message:
+async def _checked(message: Message, spec: VisionSpec, decoding: asyncio.Semaphore) -> Message:
     parts: list[Part] = []
     for part in message.parts:
         if isinstance(part, Image):
-            parts.append(await asyncio.to_thread(_decoded, part, spec))
+            async with decoding:
+                parts.append(await asyncio.to_thread(_decoded, part, spec))
         else:
             parts.append(part)
     return replace(message, parts=tuple(parts))

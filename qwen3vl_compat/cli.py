@@ -108,7 +108,8 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _welcome(settings: Settings, keys: Keys) -> str:
-    address = f"http://{settings.server.host}:{settings.server.port}"
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    address = f"http://{host}:{settings.server.port}"
     first = keys.ensure_first()
     lines = ["", f"qwen3vl-compat {__version__} serves '{settings.model.name}' at {address}", ""]
     if not settings.model.path:

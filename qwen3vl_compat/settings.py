@@ -96,15 +96,22 @@ def load_settings(
             table, _, field = name.removeprefix(PREFIX).lower().partition("__")
             if table not in Settings.__struct_fields__ or not field:
                 raise SettingsError(f"The variable {name} names no setting.")
-            tables.setdefault(table, {})[field] = value
+            _set(tables, table, field, value)
     for name, value in (flags or {}).items():
         table, _, field = name.partition(".")
         if value is not None:
-            tables.setdefault(table, {})[field] = value
+            _set(tables, table, field, value)
     try:
         return msgspec.convert(tables, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"The settings cannot be used: {str(error).replace('`', '')}.") from None
+
+
+def _set(tables: dict[str, Any], table: str, field: str, value: Any) -> None:
+    values = tables.setdefault(table, {})
+    if not isinstance(values, dict):
+        raise SettingsError(f"The settings file gives '{table}' a value; it must be a table.")
+    values[field] = value
 
 
 def _read_file(path: Path, must_exist: bool) -> dict[str, Any]:

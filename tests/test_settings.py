@@ -27,6 +27,7 @@ def test_the_order(tmp_path: Path) -> None:
         ({"QWEN3VL_SERVER__PORT": "x"}, None, "server.port"),
         ({}, "[server]\nprot = 1\n", "prot"),
         ({}, "[sever]\n", "sever"),
+        ({"QWEN3VL_SERVER__PORT": "1"}, "server = 5\n", "must be a table"),
         ({}, "[server", "not TOML"),
     ],
 )

@@ -56,6 +56,7 @@ async def _serve(
         access_log=False,
         server_header=False,
         lifespan="off",
+        ws="none",
         timeout_graceful_shutdown=1,
         timeout_keep_alive=30,
     )
