@@ -7,12 +7,16 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 PREFIX = "QWEN3VL_"
+
+
+Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
+Positive = Annotated[int, Meta(ge=1)]
 
 
 class SettingsError(Exception):
@@ -23,15 +27,17 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Where the server listens and how long things may take, in seconds and bytes."""
 
     host: str = "127.0.0.1"
-    port: int = 8080
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
     state_dir: str = "~/.local/state/qwen3vl-compat"
-    deadline: float = 600
+    deadline: Seconds = 600
     """A request may take this long; `X-Server-Timeout` can only lower it."""
-    grace: float = 30
+    grace: Seconds = 30
     """Running answers may go on this long after a signal to stop."""
-    max_body: int = 64 * 2**20
-    body_idle: float = 10
-    body_total: float = 60
+    max_body: Positive = 64 * 2**20
+    body_idle: Seconds = 10
+    body_total: Seconds = 60
+    read_idle: Seconds = 60
+    """A client that takes nothing of its stream for this long is given up."""
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,19 +51,19 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto is the checkpoint's own on a GPU and float32 on a CPU."""
-    default_max_tokens: int = 0
+    default_max_tokens: Annotated[int, Meta(ge=0)] = 0
     """Room for an answer when the request names none, tokens; 0 is 4,096, or 32,768 for a thinking model."""
-    max_waiting: int = 64
+    max_waiting: Positive = 64
     """Requests that may wait for the engine; one more is refused with 503."""
-    pause: float = 0
+    pause: Annotated[float, Meta(ge=0, le=60)] = 0
     """Seconds the scripted engine takes for a token."""
 
 
 class MediaSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What may come as a picture."""
 
-    max_image_bytes: int = 10 * 1024 * 1024
-    max_images: int = 100
+    max_image_bytes: Positive = 10 * 1024 * 1024
+    max_images: Annotated[int, Meta(ge=0)] = 100
 
 
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):

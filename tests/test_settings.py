@@ -29,6 +29,12 @@ def test_the_order(tmp_path: Path) -> None:
         ({}, "[sever]\n", "sever"),
         ({"QWEN3VL_SERVER__PORT": "1"}, "server = 5\n", "must be a table"),
         ({}, "[server", "not TOML"),
+        ({"QWEN3VL_SERVER__DEADLINE": "0"}, None, "server.deadline"),
+        ({"QWEN3VL_SERVER__GRACE": "-1"}, None, "server.grace"),
+        ({"QWEN3VL_SERVER__BODY_IDLE": "nan"}, None, "server.body_idle"),
+        ({"QWEN3VL_SERVER__READ_IDLE": "inf"}, None, "server.read_idle"),
+        ({"QWEN3VL_SERVER__PORT": "70000"}, None, "server.port"),
+        ({"QWEN3VL_MODEL__MAX_WAITING": "0"}, None, "model.max_waiting"),
     ],
 )
 def test_a_mistake_ends_the_start(tmp_path: Path, environment: dict[str, str], text: str | None, said: str) -> None:

@@ -58,11 +58,18 @@ async def streamed_answer(
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
 
+        async def put(body: bytes, *, more: bool) -> None:
+            try:
+                async with asyncio.timeout(service.settings.server.read_idle):
+                    await send({"type": "http.response.body", "body": body, "more_body": more})
+            except TimeoutError:
+                raise Disconnected from None
+
         async def pump() -> None:
             async with aclosing(events), aclosing(encode(request, _rejoined(first, events))) as chunks:
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await put(chunk, more=True)
+            await put(b"", more=False)
 
         try:
             await unless_gone(pump(), receive)

@@ -4,14 +4,16 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Iterable
 from typing import Protocol
 from urllib.parse import parse_qs
 
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 
 from qwen3vl_compat.accounts.keys import Key
-from qwen3vl_compat.errors import ApiError, EngineFailed, Forbidden, Unauthorized
+from qwen3vl_compat.errors import ApiError, EngineFailed, Forbidden, InvalidRequest, Unauthorized
 from qwen3vl_compat.messages import Caller
+from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES
 from qwen3vl_compat.wire import generate_content, openai_chat
 
 log = logging.getLogger("qwen3vl_compat.access")
@@ -21,7 +23,8 @@ OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Paths served without a key; every other path needs one."""
 
 
-_UNREAD = frozenset({401, 403, 408, 413, 415})
+_UNREAD = frozenset({401, 403, 408, 413, 415, 431})
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
 
 
 class FindKey(Protocol):
@@ -91,6 +94,7 @@ def door(app: ASGIApp, find_key: FindKey) -> ASGIApp:
         scope.setdefault("state", {})["exchange"] = exchange
         tell = _telling(exchange, send)
         try:
+            check_head(scope["headers"])
             if exchange.path not in OPEN_PATHS:
                 exchange.caller = admit(exchange, find_key)
             await app(scope, receive, tell)
@@ -105,6 +109,17 @@ def door(app: ASGIApp, find_key: FindKey) -> ASGIApp:
             _write_line(exchange)
 
     return enter
+
+
+def check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuse a head that is too large, or whose Host is not one plain name: others could read the path differently."""
+    lines = list(headers)
+    if len(lines) > HEAD_LINES or sum(len(name) + len(value) for name, value in lines) > HEAD_BYTES:
+        message = f"The headers are more than {HEAD_LINES} lines or {HEAD_BYTES} bytes."
+        raise InvalidRequest(message, status=431, code="headers_too_large")
+    hosts = [value.decode("latin-1") for name, value in lines if name.lower() == b"host"]
+    if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
+        raise InvalidRequest("Host: must be given once, as a name or address with or without a port.", param="Host")
 
 
 def admit(exchange: Exchange, find_key: FindKey) -> Caller:

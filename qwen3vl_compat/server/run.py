@@ -1,6 +1,7 @@
 """The process: uvicorn with a graceful stop."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -11,6 +12,7 @@ import uvicorn
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
+from qwen3vl_compat.server.connection import Connection
 from qwen3vl_compat.server.door import FindKey
 from qwen3vl_compat.settings import Settings
 
@@ -32,8 +34,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. It is not kept to be raised again later: a drained server ends with status 0."""
         if self._service.lifecycle.draining:
-            self.should_exit = self.force_exit = True
-            return
+            os._exit(1)  # a device in the middle of a long step would hold up any other end
         self._service.lifecycle.draining = True
         self._loop.call_soon_threadsafe(self._drain)
 
@@ -52,6 +53,7 @@ async def _serve(
     service = build_service(settings, engine)
     config = uvicorn.Config(
         build_app(service, find_key),  # pyright: ignore[reportArgumentType]
+        http=Connection,
         log_config=None,
         access_log=False,
         server_header=False,

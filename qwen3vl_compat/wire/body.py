@@ -142,17 +142,20 @@ def _asks_nothing(item: Any, rule: Rule) -> bool:
 
 
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+_TYPES = re.compile(r"`(?P<names>\w+(?: \| \w+)*)`")
 _WORDS = {
-    "`int | null`": "a whole number",
-    "`float | null`": "a number",
-    "`bool | null`": "true or false",
-    "`int`": "a whole number",
-    "`float`": "a number",
-    "`str`": "a string",
-    "`bool`": "true or false",
-    "`object`": "an object",
-    "`array`": "an array",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "a list",
 }
+
+
+def _in_words(types: re.Match[str]) -> str:
+    names = [name for name in types["names"].split(" | ") if name != "null"] or ["null"]
+    return " or ".join(_WORDS.get(name, name) for name in names)
 
 
 def convert(value: Any, form: type[T], path: str, *, strict: bool = True) -> T:
@@ -164,10 +167,7 @@ def convert(value: Any, form: type[T], path: str, *, strict: bool = True) -> T:
     found = _AT.search(text)
     inner = found["path"].removeprefix("$") if found else ""
     param = (path + inner).lstrip(".") or None
-    reason = _AT.sub("", text)
-    for name, word in _WORDS.items():
-        reason = reason.replace(name, word)
-    reason = reason.replace("`", "'")
+    reason = _TYPES.sub(_in_words, _AT.sub("", text)).replace("`", "'")
     raise InvalidRequest(f"{param}: {reason}" if param else reason, param=param)
 
 

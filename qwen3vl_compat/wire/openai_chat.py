@@ -199,6 +199,8 @@ def _message(item: Json, path: str, ignored: list[str]) -> Message:
     if not isinstance(content, list):
         raise InvalidRequest(f"{where}: must be a string or a list of parts", param=where)
     items = convert(content, list[Any], where)
+    if not items:
+        raise InvalidRequest(f"{where}: must hold at least one part", param=where)
     parts = tuple(_part(part, f"{where}[{place}]", ignored) for place, part in enumerate(items))
     for place, part in enumerate(parts):
         if isinstance(part, Image) and role != "user":

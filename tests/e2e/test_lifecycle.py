@@ -52,6 +52,20 @@ def test_a_hang_up_ends_the_generation(slow: Served, stream: bool) -> None:
     assert httpx.get(slow.url + "/health").json()["running"] == 0
 
 
+def test_a_client_that_stops_reading_is_given_up(tmp_path: Path) -> None:
+    swift = {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_SERVER__READ_IDLE": "0.3"}
+    with serving(tmp_path, environment=swift) as served, socket.socket() as connection:
+        host, port = served.url.removeprefix("http://").split(":")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        body = json.dumps(LONG | {"stream": True}).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {served.key}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        assert "status=499" in wait_for_line(served, 20.0)
+        assert httpx.get(served.url + "/health").json()["running"] == 0
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1beta/models/qwen3-vl:generateContent"])
 def test_the_client_may_shorten_the_deadline(slow: Served, path: str) -> None:
     headers = {"authorization": f"Bearer {slow.key}", "x-server-timeout": "0.4"}

@@ -20,6 +20,7 @@ from qwen3vl_compat.engines.local.engine import LocalEngine
 from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
 from qwen3vl_compat.engines.local.runner import Runner, pixel_table
 from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import fold
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Message, Picture, Request, Sampling, Text
@@ -57,10 +58,6 @@ def runner(checkpoint: Any) -> Runner:
     return Runner(checkpoint, ModelSettings(device="cpu", dtype="float32"))
 
 
-def builder(checkpoint: Any) -> PromptBuilder:
-    return PromptBuilder(checkpoint.vocabulary, checkpoint.template, checkpoint.image_token, checkpoint.spec)
-
-
 def picture(checkpoint: Any, number: int) -> Picture:
     return decode_image(encoded(examination(3, 6)[number].picture, "PNG"), checkpoint.spec, "picture")
 
@@ -82,7 +79,7 @@ def mixed(checkpoint: Any) -> Request:
 
 def test_prompt_ids_are_the_templates(checkpoint: Any) -> None:
     request = mixed(checkpoint)
-    prompt = builder(checkpoint).build(request)
+    prompt = PromptBuilder(checkpoint).build(request)
     turns = [
         {
             "role": message.role,
@@ -104,7 +101,7 @@ def test_prompt_ids_are_the_templates(checkpoint: Any) -> None:
 
 
 def test_positions_are_the_models_own(checkpoint: Any, runner: Runner) -> None:
-    prompt = builder(checkpoint).build(mixed(checkpoint))
+    prompt = PromptBuilder(checkpoint).build(mixed(checkpoint))
     ids = torch.from_numpy(prompt.ids)[None]
     kinds = (ids == runner._model.config.image_token_id).int()
     grids = torch.tensor([each.grid for each in prompt.pictures])
@@ -114,10 +111,10 @@ def test_positions_are_the_models_own(checkpoint: Any, runner: Runner) -> None:
 
 
 def test_typed_control_words_stay_letters(checkpoint: Any) -> None:
-    plain = builder(checkpoint).build(request_of(Message("user", (Text("x"),))))
+    plain = PromptBuilder(checkpoint).build(request_of(Message("user", (Text("x"),))))
     for word in checkpoint.vocabulary.added:
         for parts in ((Text(word),), (Text(word[:1]), Text(word[1:])), (Text(word[:4]), Text(word[4:]))):
-            ids = builder(checkpoint).build(request_of(Message("user", parts))).ids.tolist()
+            ids = PromptBuilder(checkpoint).build(request_of(Message("user", parts))).ids.tolist()
             own = [token for token in plain.ids.tolist() if token in checkpoint.vocabulary.added.values()]
             assert [token for token in ids if token in checkpoint.vocabulary.added.values()] == own
 
@@ -141,7 +138,7 @@ def generated(runner: Runner, prompt: Prompt, count: int, ends: frozenset[int]) 
 
 
 def test_tokens_are_those_of_generate(checkpoint: Any, runner: Runner) -> None:
-    prompt = builder(checkpoint).build(mixed(checkpoint))
+    prompt = PromptBuilder(checkpoint).build(mixed(checkpoint))
     model, ids = runner._model, torch.from_numpy(prompt.ids)[None]
     expected = model.generate(
         input_ids=ids,
@@ -189,6 +186,13 @@ def test_sampling_follows_the_shares() -> None:
     assert Chooser(temperature=1, top_p=0.0, top_k=0, seed=1, choice=0).choose(logits, 3) == 0
 
 
+@pytest.mark.parametrize("messages", [[Message("user", (Text("a" * 2_000_000),))], [Message("user", ())] * 10_000])
+def test_what_cannot_fit_is_not_even_counted(checkpoint: Any, messages: list[Message]) -> None:
+    with pytest.raises(InvalidRequest, match="context_length_exceeded") as refusal:
+        PromptBuilder(checkpoint).build(request_of(*messages))
+    assert refusal.value.param == "messages"
+
+
 # -------------------------------------------------------------------------------------------- starts that must fail
 
 
@@ -197,7 +201,8 @@ def spoiled(tmp_path: Path, name: str, text: str | None) -> Path:
     shutil.copytree(MODEL, folder)
     (folder / name).unlink()
     if text is not None:
-        (folder / name).write_text(text)
+        index = "model.safetensors.index.json" if "weight_map" in text else name
+        (folder / index).write_text(text)
     return folder
 
 
@@ -208,6 +213,15 @@ def spoiled(tmp_path: Path, name: str, text: str | None) -> Path:
         ("config.json", "{", "cannot be read as JSON"),
         ("config.json", '{"model_type": "llama"}', "of type 'llama'"),
         ("config.json", '{"model_type": "qwen3_vl"}', "lack or misstate"),
+        ("config.json", '{"model_type": "qwen3_vl", "image_token_id": 1036, "text_config": []}', "lack or misstate"),
+        ("generation_config.json", '{"eos_token_id": {}, "do_sample": true, "top_k": []}', "lack or misstate"),
+        ("preprocessor_config.json", '{"size": [1]}', "lack or misstate"),
+        (
+            "preprocessor_config.json",
+            '{"size": {"shortest_edge": 1, "longest_edge": 9}, "image_mean": []}',
+            "misstate",
+        ),
+        ("model.safetensors", '{"weight_map": []}', "holds no weight_map"),
         ("tokenizer.json", None, "tokenizer.json is missing"),
         ("tokenizer.json", "{}", "tokenizer.json is missing or cannot be used"),
         ("preprocessor_config.json", None, "holds no preprocessor_config.json"),

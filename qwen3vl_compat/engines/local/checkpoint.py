@@ -79,7 +79,7 @@ def read_checkpoint(path: str, revision: str) -> Checkpoint:
         raise EngineUnusable(f"The file {folder / 'tokenizer.json'} is missing or cannot be used.") from None
     try:
         return _checkpoint(folder, revision, config, generation, pictures, vocabulary)
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise EngineUnusable(f"The settings in {folder} lack or misstate {error}.") from None
 
 
@@ -151,7 +151,10 @@ def _template(folder: Path) -> str:
 
 def _check_weights(folder: Path) -> None:
     index = _json(folder, "model.safetensors.index.json", required=False)
-    names = sorted(set(index.get("weight_map", {}).values())) or ["model.safetensors"]
+    places = index.get("weight_map", {})
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):  # pyright: ignore[reportUnknownVariableType,reportUnknownMemberType]
+        raise EngineUnusable(f"The file {folder / 'model.safetensors.index.json'} holds no weight_map of file names.")
+    names: list[str] = sorted(set(places.values())) or ["model.safetensors"]  # pyright: ignore[reportUnknownArgumentType,reportUnknownMemberType,reportUnknownVariableType]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise EngineUnusable(f"The model folder {folder} lacks the weights {missing[0]} (safetensors only).")

@@ -15,10 +15,10 @@ from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.dialect import Dialect
-from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
+from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder, too_long
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser
-from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound, Overloaded
+from qwen3vl_compat.errors import ApiError, EngineFailed, NotFound, Overloaded
 from qwen3vl_compat.events import Event, Events, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
@@ -55,9 +55,7 @@ class LocalEngine:
         self._settings = settings.model
         self.checkpoint: Checkpoint = read_checkpoint(self._settings.path or str(MODEL), self._settings.revision)
         checkpoint = self.checkpoint
-        self._prompts = PromptBuilder(
-            checkpoint.vocabulary, checkpoint.template, checkpoint.image_token, checkpoint.spec
-        )
+        self._prompts = PromptBuilder(checkpoint)
         self._info = ModelInfo(
             id=self._settings.name,
             created=int((checkpoint.folder / "config.json").stat().st_mtime),
@@ -143,12 +141,7 @@ class LocalEngine:
         """Tokens the answer may have: what was asked, or the default, never more than the context leaves."""
         limit = self.checkpoint.context
         if usage.prompt >= limit:
-            raise InvalidRequest(
-                f"Input tokens exceed the configured limit of {limit} tokens: the messages hold {usage.prompt} and "
-                "that exceeds the maximum number of tokens allowed (context_length_exceeded)",
-                param="messages",
-                code="context_length_exceeded",
-            )
+            raise too_long(limit, f"{usage.prompt}")
         return min(request.sampling.max_tokens or self._default_max_tokens, limit - usage.prompt)
 
     # ------------------------------------------------------------------------------------------ the device's thread
@@ -185,9 +178,10 @@ class LocalEngine:
             for event in self._generate(job):
                 job.deliver(event)
             job.deliver(None)
-        except (torch.OutOfMemoryError, MemoryError):
-            job.deliver(Overloaded("There is no memory for this request now.", retry_after=10))
-        except Exception:
+        except Exception as error:
+            if _out_of_memory(error):
+                job.deliver(Overloaded("There is no memory for this request now.", retry_after=10))
+                return
             log.exception("request %s failed in the engine", job.request.id)
             job.deliver(EngineFailed("The engine failed on this request."))
 
@@ -236,3 +230,8 @@ class LocalEngine:
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             choice=choice,
         )
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On a CPU torch says so in a plain RuntimeError's text only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

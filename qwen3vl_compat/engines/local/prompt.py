@@ -10,11 +10,24 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import Usage
-from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import Message, Part, Picture, Request, Text
-from qwen3vl_compat.tokens import Vocabulary, unused_mark
+from qwen3vl_compat.tokens import unused_mark
+
+MOST_CHARACTERS = 32
+"""Characters of text taken for each token of the context. Words have 4 or 5; more than this is not worth counting."""
+
+
+def too_long(limit: int, held: str) -> InvalidRequest:
+    """The refusal of a prompt that leaves no room in a context of `limit` tokens; `held` says how many it has."""
+    return InvalidRequest(
+        f"Input tokens exceed the configured limit of {limit} tokens: the messages hold {held} and "
+        "that exceeds the maximum number of tokens allowed (context_length_exceeded)",
+        param="messages",
+        code="context_length_exceeded",
+    )
 
 
 @dataclass(frozen=True)
@@ -35,14 +48,16 @@ class Prompt:
 class PromptBuilder:
     """The checkpoint's chat template and vocabulary, applied to requests."""
 
-    def __init__(self, vocabulary: Vocabulary, template: str, image_token: str, spec: VisionSpec) -> None:
-        self._vocabulary, self._template = vocabulary, template
-        self._image_id = vocabulary.added[image_token]
-        self._spec = spec
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._vocabulary, self._template = checkpoint.vocabulary, checkpoint.template
+        self._image_id = checkpoint.vocabulary.added[checkpoint.image_token]
+        self._spec, self._context = checkpoint.spec, checkpoint.context
 
     def build(self, request: Request) -> Prompt:
         """Render, encode and place; raises InvalidRequest for text no vocabulary can take."""
         texts = [part.text for message in request.messages for part in message.parts if isinstance(part, Text)]
+        if sum(map(len, texts)) > MOST_CHARACTERS * self._context or len(request.messages) > self._context // 4:
+            raise too_long(self._context, f"more than {self._context}")
         mark = unused_mark(texts)
         turns = [self._turn(message, mark) for message in request.messages]
         rendered = self._render(turns)
