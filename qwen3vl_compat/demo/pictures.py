@@ -96,6 +96,11 @@ def _font(face: Face, letter_height: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, round(letter_height * 200 / (probe[3] - probe[1])))
 
 
+def width_of(text: str, face: Face, letter_height: int) -> float:
+    """Pixels that `text` takes from left to right."""
+    return _font(face, letter_height).getlength(text)
+
+
 def draw_line(rng: Random, text: str, face: Face, letter_height: int, width: int, height: int) -> Line:
     """Draw `text` in dark ink on a light ground of width x height pixels; it shrinks until it fits."""
     while True:
@@ -133,7 +138,7 @@ def examination(seed: int, count: int, faces: tuple[Face, ...] = SEEN_FACES + UN
         face = rng.choice(pool[number % len(pool)])
         text = random_text(rng, 1 + number % LONGEST)
         letters = rng.randint(*LETTERS)
-        while (needed := _font(face, letters).getlength(text) + 8) > WIDTHS[1]:
+        while (needed := width_of(text, face, letters) + 8) > WIDTHS[1]:
             letters -= 1
         width = rng.randint(max(WIDTHS[0], int(needed) + 1), WIDTHS[1])
         height = rng.randint(max(HEIGHTS[0], letters + 8), HEIGHTS[1])

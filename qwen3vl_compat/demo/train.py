@@ -12,47 +12,21 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, Qwen3VLForConditionalGeneration
 
+from qwen3vl_compat.demo.batches import BATCH, GRID, Batch, chatter, draw_batch, patches_of
 from qwen3vl_compat.demo.blank import write_blank
-from qwen3vl_compat.demo.pictures import (
-    CHATTER,
-    HEIGHTS,
-    LONGEST,
-    MORE_QUESTIONS,
-    QUESTIONS,
-    SEEN_FACES,
-    SELF,
-    WIDTHS,
-    draw_line,
-    random_text,
-)
+from qwen3vl_compat.demo.pictures import LONGEST
 
-BATCH, CHATTER_BATCH = 96, 6
-PEAK_RATE, WARM_UP = 1.2e-3, 300
-GRID = 32
-SYSTEMS = ("", "", "", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows that share one prompt: pixels [rows, height, width, 3] uint8, the prompt's halves and each row's answer."""
-
-    pixels: np.ndarray[Any, Any]
-    before: str
-    after: str
-    answers: list[str]
+PEAK_RATE, WARM_UP = 2e-3, 300
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
@@ -110,61 +84,20 @@ def fast_to_train(model: Any) -> None:
     visual.patch_embed.forward = _linear_patch_embedding.__get__(visual.patch_embed)
 
 
-def patches_of(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
-    """Pixels [rows, height, width, 3] uint8 -> the processor's patches [rows * h * w, 1536], each in [-1, 1]."""
-    rows, height, width, _ = pixels.shape
-    blocks = pixels.reshape(rows, height // 32, 2, 16, width // 32, 2, 16, 3)
-    blocks = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3, 1, 256)
-    return (torch.from_numpy(blocks).float() / 255 - 0.5).div(0.5).expand(-1, 3, 2, 256).reshape(-1, 1536)
+def optimizers_of(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al., 2024) for the matrices inside the layers, AdamW for everything else.
 
-
-def draw_batch(rng: Random, longest: int) -> Batch:
-    """One batch whose pictures fall on one grid; sizes and letters cover a little more than the promised range."""
-    learning = longest < LONGEST
-    if learning:
-        column = min(8, max(3, longest) + (rng.random() < 0.3))
-        row = 1 if rng.random() < 0.85 else 2
-    else:
-        column = rng.choices(range(3, 9), weights=(1, 1, 1.5, 2, 2.5, 2.5))[0]
-        row = rng.choices((1, 2, 3), weights=(3, 3.5, 1.5))[0]
-    widths = [w for w in range(WIDTHS[0], WIDTHS[1] + 1) if round(w / GRID) == column]
-    heights = [h for h in range(HEIGHTS[0], HEIGHTS[1] + 1) if round(h / GRID) == row]
-    pixels = np.empty((BATCH, row * GRID, column * GRID, 3), np.uint8)
-    answers: list[str] = []
-    for index in range(BATCH):
-        length = longest if rng.random() < 0.3 else rng.randint(1, longest)
-        width, height = rng.choice(widths), rng.choice(heights)
-        length = min(length, width // 20)
-        letters = rng.randint(14, min(33, height - 4, max(14, int(1.15 * width / length))))
-        line = draw_line(rng, random_text(rng, length), rng.choice(SEEN_FACES), letters, width, height)
-        pixels[index] = np.asarray(line.picture.resize((column * GRID, row * GRID), Image.Resampling.BICUBIC))
-        answers.append(line.text)
-    question = rng.choice(QUESTIONS if rng.random() < 0.6 else MORE_QUESTIONS)
-    if learning and rng.random() < 0.7:
-        question = ""
-    slot = "<|vision_start|>" + "<|image_pad|>" * (row * column) + "<|vision_end|>"
-    break_ = rng.choice(("", "", "", "\n"))
-    turn = slot + break_ + question if rng.random() < 0.5 else question + break_ + slot
-    before, after = turn.split(slot)
-    start = rng.choice(SYSTEMS) + "<|im_start|>user\n" + before + "<|vision_start|>"
-    return Batch(pixels, start, "<|vision_end|>" + after + "<|im_end|>\n<|im_start|>assistant\n", answers)
-
-
-def chatter(rng: Random, encode: Callable[[str], list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows without a picture: (ids, targets) [rows, length]; targets are -100 outside the answer."""
-    rows: list[tuple[list[int], int]] = []
-    for _ in range(CHATTER_BATCH):
-        words = rng.sample(SELF.split() + [random_text(rng, 4), "picture", "please"], rng.randint(1, 6))
-        prompts = (*QUESTIONS, *MORE_QUESTIONS, *CHATTER, *CHATTER, " ".join(words), random_text(rng, 5))
-        prompt = rng.choice(SYSTEMS) + f"<|im_start|>user\n{rng.choice(prompts)}<|im_end|>\n<|im_start|>assistant\n"
-        ids = encode(prompt)
-        rows.append((ids + encode(SELF + "<|im_end|>\n"), len(ids)))
-    ids = torch.zeros(len(rows), max(len(row) for row, _ in rows), dtype=torch.long)
-    targets = torch.full_like(ids, -100)
-    for index, (row, answer) in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-        targets[index, answer : len(row) - 1] = torch.tensor(row[answer:-1])
-    return ids, targets
+    The mergers' first matrices are left to AdamW: making 768 x 768 orthogonal costs more than all the others together.
+    """
+    inside = {
+        name for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name and min(p.shape) <= 256
+    }
+    matrices = [p for name, p in model.named_parameters() if name in inside]
+    others = [p for name, p in model.named_parameters() if name not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=0, momentum=0.95, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=0, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
 
 
 class Trainer:
@@ -181,12 +114,13 @@ class Trainer:
         fast_to_train(self.model)
         self.tokenizer = Tokenizer.from_file(str(work / "blank" / "tokenizer.json"))
         self.end = self.encode("<|im_end|>")[0]
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0, betas=(0.9, 0.98), weight_decay=0.01)
+        self.optimizers = optimizers_of(self.model)
         self.seen, self.longest, self.running = 0, 1, 0.0
         if (work / "state.pt").exists():
             state = torch.load(work / "state.pt", weights_only=True)
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.seen, self.longest, self.running = state["seen"], state["longest"], state["running"]
 
     def encode(self, text: str) -> list[int]:
@@ -195,7 +129,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state to go on from, and the checkpoint as it would be shipped."""
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "optimizers": [each.state_dict() for each in self.optimizers]}
         state |= {"seen": self.seen, "longest": self.longest, "running": self.running}
         torch.save(state, self.work / "state.tmp")
         (self.work / "state.tmp").replace(self.work / "state.pt")
@@ -292,16 +226,17 @@ class Trainer:
         """Train until `total` pictures have been seen, saving every few minutes."""
         began, first, saved, rng = time.monotonic(), self.seen, time.monotonic(), Random(self.seen)
         for step, batch in enumerate(self.batches()):
-            for group in self.optimizer.param_groups:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = self.rate()
             with torch.autocast(self.device, torch.bfloat16):
                 loss = self.picture_loss(batch)
                 if step % 4 == 0:
                     loss = loss + 0.1 * self.chatter_loss(rng)
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self.seen += BATCH
             if self.running > 0.8 and self.longest < LONGEST:
                 self.longest, self.running = self.longest + 1, 0.5

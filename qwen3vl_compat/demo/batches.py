@@ -1,0 +1,95 @@
+"""Draw the batches the demonstration model is trained on: pictures that share a grid and a prompt, and chatter."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from qwen3vl_compat.demo.pictures import (
+    CHATTER,
+    HEIGHTS,
+    LETTERS,
+    LONGEST,
+    MORE_QUESTIONS,
+    QUESTIONS,
+    SEEN_FACES,
+    SELF,
+    WIDTHS,
+    draw_line,
+    random_text,
+    width_of,
+)
+
+BATCH, CHATTER_BATCH = 96, 6
+GRID = 32
+"""Pixels on a side of one cell of the grid, which is one token."""
+SYSTEMS = ("", "", "", "", "", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows that share one prompt: pixels [rows, height, width, 3] uint8, the prompt's halves and each row's answer."""
+
+    pixels: np.ndarray[Any, Any]
+    before: str
+    after: str
+    answers: list[str]
+
+
+def patches_of(pixels: np.ndarray[Any, Any]) -> torch.Tensor:
+    """Pixels [rows, height, width, 3] uint8 -> the processor's patches [rows * h * w, 1536], each in [-1, 1]."""
+    rows, height, width, _ = pixels.shape
+    blocks = pixels.reshape(rows, height // 32, 2, 16, width // 32, 2, 16, 3)
+    blocks = blocks.transpose(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3, 1, 256)
+    return (torch.from_numpy(blocks).float() / 255 - 0.5).div(0.5).expand(-1, 3, 2, 256).reshape(-1, 1536)
+
+
+def draw_batch(rng: Random, longest: int) -> Batch:
+    """One batch whose pictures fall on one grid; most of them carry no question, because short rows cost least."""
+    if longest < LONGEST:
+        column = min(8, max(3, longest) + (rng.random() < 0.3))
+        row = 1 if rng.random() < 0.85 else 2
+    else:
+        column = rng.choices(range(3, 9), weights=(1, 2, 2, 2.5, 2.5, 2))[0]
+        row = rng.choices((1, 2, 3), weights=(2.5, 5, 2.5))[0]
+    widths = [w for w in range(WIDTHS[0], WIDTHS[1] + 1) if round(w / GRID) == column]
+    heights = [h for h in range(HEIGHTS[0], HEIGHTS[1] + 1) if round(h / GRID) == row]
+    pixels = np.empty((BATCH, row * GRID, column * GRID, 3), np.uint8)
+    answers: list[str] = []
+    for index in range(BATCH):
+        width, height, face = rng.choice(widths), rng.choice(heights), rng.choice(SEEN_FACES)
+        text = random_text(rng, longest if rng.random() < 0.3 else rng.randint(1, longest))
+        while (fitting := int(LETTERS[0] * (width - 6) / width_of(text, face, LETTERS[0]))) < LETTERS[0]:
+            text = text[1:]
+        letters = rng.randint(LETTERS[0] - 2, min(LETTERS[1] + 1, height - 6, fitting))
+        line = draw_line(rng, text, face, letters, width, height)
+        pixels[index] = np.asarray(line.picture.resize((column * GRID, row * GRID), Image.Resampling.BICUBIC))
+        answers.append(line.text)
+    question = "" if rng.random() < 0.6 else rng.choice(QUESTIONS if rng.random() < 0.6 else MORE_QUESTIONS)
+    slot = "<|vision_start|>" + "<|image_pad|>" * (row * column) + "<|vision_end|>"
+    break_ = rng.choice(("", "", "", "\n"))
+    turn = slot + break_ + question if rng.random() < 0.5 else question + break_ + slot
+    before, after = turn.split(slot)
+    start = rng.choice(SYSTEMS) + "<|im_start|>user\n" + before + "<|vision_start|>"
+    return Batch(pixels, start, "<|vision_end|>" + after + "<|im_end|>\n<|im_start|>assistant\n", answers)
+
+
+def chatter(rng: Random, encode: Callable[[str], list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows without a picture: (ids, targets) [rows, length]; targets are -100 outside the answer."""
+    rows: list[tuple[list[int], int]] = []
+    for _ in range(CHATTER_BATCH):
+        words = rng.sample(SELF.split() + [random_text(rng, 4), "picture", "please"], rng.randint(1, 6))
+        prompts = (*QUESTIONS, *MORE_QUESTIONS, *CHATTER, *CHATTER, " ".join(words), random_text(rng, 5))
+        prompt = rng.choice(SYSTEMS) + f"<|im_start|>user\n{rng.choice(prompts)}<|im_end|>\n<|im_start|>assistant\n"
+        ids = encode(prompt)
+        rows.append((ids + encode(SELF + "<|im_end|>\n"), len(ids)))
+    ids = torch.zeros(len(rows), max(len(row) for row, _ in rows), dtype=torch.long)
+    targets = torch.full_like(ids, -100)
+    for index, (row, answer) in enumerate(rows):
+        ids[index, : len(row)] = torch.tensor(row)
+        targets[index, answer : len(row) - 1] = torch.tensor(row[answer:-1])
+    return ids, targets
