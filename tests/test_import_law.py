@@ -29,7 +29,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 """The packages, beside the standard library, that a room may import."""
 
 PURE = ("engines.local.scheduler", "engines.local.sequence", "engines.local.blocks", "engines.local.dialect")
-MODEL = ("engines.local", "demo.blank", "demo.train")
+MODEL = ("engines.local", "demo.batches", "demo.blank", "demo.train")
 OWNERS = {
     "litestar": ("server",),
     "langchain_core": ("adapters",),

@@ -1,6 +1,5 @@
 """Google's native API: `models/{model}:generateContent`, `:streamGenerateContent`, `:countTokens`, and its errors."""
 
-import base64
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -9,84 +8,20 @@ import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.events import Completion, Event, Events, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import Completion, Event, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Image, Message, ModelInfo, Part, Request, Role, Sampling, Text
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import (
-    HARMLESS,
-    HONOURED,
     Json,
-    Rules,
     convert,
     decode_base64,
     decode_object,
-    refused,
     shown,
     sort_fields,
     within,
 )
+from qwen3vl_compat.wire.fields import GOOGLE
 from qwen3vl_compat.wire.openai_chat import LONGEST_STOP, MOST_CHOICES, MOST_STOPS, MOST_TOKENS
-
-_LATER = "is not supported by this server yet"
-_TEXT_ONLY = "only text can be generated"
-
-FIELDS: Mapping[str, Rules] = {
-    "request": {
-        "model": HARMLESS,
-        "contents": HONOURED,
-        "systemInstruction": HONOURED,
-        "generationConfig": HONOURED,
-        "safetySettings": HARMLESS,
-        "labels": HARMLESS,
-        "serviceTier": HARMLESS,
-        "store": refused("stored answers are not supported", False),
-        "tools": refused(f"tool calling {_LATER}", []),
-        "toolConfig": refused(f"tool calling {_LATER}", {}),
-        "cachedContent": refused("explicit caches are not supported", ""),
-    },
-    "countTokens": {"contents": HONOURED, "generateContentRequest": HONOURED, "systemInstruction": HONOURED},
-    "content": {"role": HONOURED, "parts": HONOURED},
-    "part": {
-        "text": HONOURED,
-        "inlineData": HONOURED,
-        "mediaResolution": HARMLESS,
-        "thought": HARMLESS,
-        "thoughtSignature": HARMLESS,
-        "partMetadata": HARMLESS,
-        "mediaProcessing": HARMLESS,
-        "fileData": refused("files and URLs are not supported by this server yet; send inlineData"),
-        "functionCall": refused(f"tool calling {_LATER}"),
-        "functionResponse": refused(f"tool calling {_LATER}"),
-        "videoMetadata": refused(f"video {_LATER}", {}),
-        "documentMetadata": refused(f"a document {_LATER}", {}),
-        "executableCode": refused("code is not run here"),
-        "codeExecutionResult": refused("code is not run here"),
-    },
-    "blob": {"mimeType": HONOURED, "data": HONOURED, "displayName": HARMLESS},
-    "generationConfig": {
-        "temperature": HONOURED,
-        "topP": HONOURED,
-        "candidateCount": HONOURED,
-        "maxOutputTokens": HONOURED,
-        "stopSequences": HONOURED,
-        "seed": HONOURED,
-        "mediaResolution": HARMLESS,
-        "responseModalities": refused(_TEXT_ONLY, [], ["TEXT"], ["text"]),
-        "responseMimeType": refused(f"structured output {_LATER}", "", "text/plain"),
-        "responseSchema": refused(f"structured output {_LATER}"),
-        "responseJsonSchema": refused(f"structured output {_LATER}"),
-        "topK": refused(_LATER),
-        "presencePenalty": refused(_LATER, 0, 0.0),
-        "frequencyPenalty": refused(_LATER, 0, 0.0),
-        "responseLogprobs": refused(_LATER, False),
-        "logprobs": refused(_LATER),
-        "thinkingConfig": refused(_LATER, {}),
-        "speechConfig": refused(_TEXT_ONLY),
-        "imageConfig": refused(_TEXT_ONLY),
-        "enableEnhancedCivicAnswers": HARMLESS,
-    },
-}
-"""What becomes of every field, in camelCase; an unlisted one is refused, as Google does."""
 
 VERBATIM = {"args", "response", "partMetadata", "labels", "parameters", "parametersJsonSchema", "responseSchema",
             "responseJsonSchema"}  # fmt: skip
@@ -172,7 +107,7 @@ def _camel_inside(item: Any) -> Any:
 
 
 def _known(value: Json, kind: str, path: str, ignored: list[str]) -> Json:
-    kept, unknown = sort_fields(value, FIELDS[kind], path, ignored)
+    kept, unknown = sort_fields(value, GOOGLE[kind], path, ignored)
     if unknown:
         where = f"{path}.{unknown[0][:60]}" if path else unknown[0][:60]
         at = f" at '{path}'" if path else ""
@@ -248,40 +183,9 @@ def _part(item: Json, path: str, ignored: list[str]) -> Part:
     return Image(data, mime_type=mime, param=f"{where}.data")
 
 
-def encode_request(request: Request) -> bytes:
-    """The body a client sends for `request`; the model and the streaming are in the address, not in the body."""
-    sampling = request.sampling
-    config: Json = {
-        "temperature": sampling.temperature,
-        "topP": sampling.top_p,
-        "maxOutputTokens": sampling.max_tokens,
-        "stopSequences": list(sampling.stop) or None,
-        "seed": sampling.seed,
-        "candidateCount": request.choices if request.choices != 1 else None,
-    }
-    config = {name: value for name, value in config.items() if value is not None}
-    messages = list(request.messages)
-    body: Json = {"generationConfig": config} if config else {}
-    if messages and messages[0].role == "system":
-        body["systemInstruction"] = {"parts": [_encode_part(part) for part in messages.pop(0).parts]}
-    names = {"user": "user", "assistant": "model", "system": "user"}
-    body["contents"] = [
-        {"role": names[item.role], "parts": [_encode_part(part) for part in item.parts]} for item in messages
-    ]
-    return msgspec.json.encode(body)
-
-
-def _encode_part(part: Part) -> Json:
-    if isinstance(part, Text):
-        return {"text": part.text}
-    assert isinstance(part, Image), "a checked picture has no wire form"
-    data = base64.b64encode(part.data).decode("ascii")
-    return {"inlineData": {"mimeType": part.mime_type, "data": data}}
-
-
 # ----------------------------------------------------------------------------------------------------------- answers
 
-_REASONS: Mapping[FinishReason, str] = {"stop": "STOP", "length": "MAX_TOKENS"}
+REASONS: Mapping[FinishReason, str] = {"stop": "STOP", "length": "MAX_TOKENS"}
 
 
 def _modalities(usage: Usage) -> list[Json]:
@@ -304,7 +208,7 @@ def _usage(usage: Usage) -> Json:
 def _candidate(index: int, text: str, reason: FinishReason | None = None) -> Json:
     candidate: Json = {"content": {"parts": [{"text": text}], "role": "model"}}
     if reason is not None:
-        candidate["finishReason"] = _REASONS[reason]
+        candidate["finishReason"] = REASONS[reason]
     return candidate | {"index": index}
 
 
@@ -356,69 +260,6 @@ async def _messages(request: Request, events: AsyncIterator[Event]) -> AsyncIter
         yield encode_error(error)
 
 
-class _StreamedPart(Struct):
-    text: str = ""
-
-
-class _StreamedContent(Struct, frozen=True):
-    parts: list[_StreamedPart] = []
-
-
-class _StreamedCandidate(Struct, rename="camel"):
-    index: int = 0
-    content: _StreamedContent = _StreamedContent()
-    finish_reason: str | None = None
-
-
-class _StreamedUsage(Struct, rename="camel"):
-    prompt_token_count: int = 0
-    candidates_token_count: int = 0
-    prompt_tokens_details: list[dict[str, Any]] = []
-
-    def counted(self) -> Usage:
-        images = sum(
-            int(detail.get("tokenCount") or 0)
-            for detail in self.prompt_tokens_details
-            if detail.get("modality") == "IMAGE"
-        )
-        return Usage(
-            prompt_text=self.prompt_token_count - images, prompt_image=images, completion=self.candidates_token_count
-        )
-
-
-class _Streamed(Struct, rename="camel"):
-    candidates: list[_StreamedCandidate] = []
-    usage_metadata: _StreamedUsage | None = None
-    error: dict[str, Any] | None = None
-
-
-async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
-    """The events of an `alt=sse` stream another server sends; its error element is raised as an ApiError.
-
-    Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.
-    """
-    counts: dict[int, int] = {}
-    ends: list[Finish] = []
-    usage: Usage | None = None
-    reasons: dict[str, FinishReason] = {name: reason for reason, name in _REASONS.items()}
-    yield Started(Usage(prompt_text=0))
-    async for data in sse.decode(chunks):
-        message = msgspec.json.decode(data, type=_Streamed)
-        if message.error is not None:
-            raise _received_error(message.error)
-        usage = message.usage_metadata.counted() if message.usage_metadata else usage
-        for candidate in message.candidates:
-            if text := "".join(part.text for part in candidate.content.parts):
-                counts[candidate.index] = counts.get(candidate.index, 0) + 1
-                yield TextDelta(candidate.index, text, counts[candidate.index])
-            if candidate.finish_reason is not None:
-                reason = reasons.get(candidate.finish_reason, "stop")
-                ends.append(Finish(candidate.index, reason, Usage(prompt_text=0)))
-    total = usage or Usage(prompt_text=0, completion=sum(counts.values()))
-    for end in ends:
-        yield msgspec.structs.replace(end, usage=total)
-
-
 def encode_count(usage: Usage) -> bytes:
     """The answer to countTokens."""
     return msgspec.json.encode({"totalTokens": usage.prompt, "promptTokensDetails": _modalities(usage)})
@@ -464,10 +305,6 @@ def encode_error(error: ApiError) -> bytes:
 
 def _detail(kind: str, **fields: Any) -> Json:
     return {"@type": f"type.googleapis.com/google.rpc.{kind}", **fields}
-
-
-def _received_error(body: dict[str, Any]) -> ApiError:
-    return ApiError(str(body.get("message") or "the other server failed"), status=502, code="upstream_error")
 
 
 # ------------------------------------------------------------------------------------------------------------ models

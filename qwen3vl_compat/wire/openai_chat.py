@@ -1,6 +1,5 @@
 """OpenAI's chat completions: `POST /v1/chat/completions`, its stream and its errors."""
 
-import base64
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
@@ -9,109 +8,24 @@ import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.events import Completion, Event, Events, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import Completion, Event, Finish, FinishReason, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Image, Message, ModelInfo, Part, Request, Role, Sampling, Text
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import (
-    HARMLESS,
-    HONOURED,
     Json,
-    Rules,
     convert,
     decode_base64,
     decode_object,
-    refused,
     shown,
     sort_fields,
     within,
 )
+from qwen3vl_compat.wire.fields import OPENAI
 
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 4, 16, 1000
 MOST_TOKENS = 10_000_000
 LONGEST_MEDIA_TYPE = 512
 """Characters a data: URL may have before its comma."""
-
-_LATER = "is not supported by this server yet"
-
-FIELDS: Mapping[str, Rules] = {
-    "request": {
-        "model": HONOURED,
-        "messages": HONOURED,
-        "stream": HONOURED,
-        "stream_options": HONOURED,
-        "n": HONOURED,
-        "temperature": HONOURED,
-        "top_p": HONOURED,
-        "max_tokens": HONOURED,
-        "max_completion_tokens": HONOURED,
-        "stop": HONOURED,
-        "seed": HONOURED,
-        "user": HARMLESS,
-        "metadata": HARMLESS,
-        "service_tier": HARMLESS,
-        "safety_identifier": HARMLESS,
-        "prompt_cache_key": HARMLESS,
-        "prompt_cache_options": HARMLESS,
-        "prompt_cache_retention": HARMLESS,
-        "parallel_tool_calls": HARMLESS,
-        "verbosity": HARMLESS,
-        "store": refused("stored completions are not supported", False),
-        "tools": refused(f"tool calling {_LATER}", []),
-        "tool_choice": refused(f"tool calling {_LATER}", "none", "auto"),
-        "functions": refused("use of the deprecated functions is not supported", []),
-        "function_call": refused("use of the deprecated functions is not supported", "none", "auto"),
-        "response_format": refused(f"structured output {_LATER}", {"type": "text"}),
-        "frequency_penalty": refused(_LATER, 0, 0.0),
-        "presence_penalty": refused(_LATER, 0, 0.0),
-        "repetition_penalty": refused(_LATER, 1, 1.0),
-        "logit_bias": refused(_LATER, {}),
-        "logprobs": refused(_LATER, False),
-        "top_logprobs": refused(_LATER, 0),
-        "top_k": refused(_LATER),
-        "min_p": refused(_LATER, 0, 0.0),
-        "min_tokens": refused(_LATER, 0),
-        "ignore_eos": refused(_LATER, False),
-        "reasoning_effort": refused(_LATER),
-        "modalities": refused("only text can be generated", ["text"]),
-        "audio": refused("only text can be generated"),
-        "prediction": refused("predicted output is not supported"),
-        "web_search_options": refused("this server searches nothing"),
-        "moderation": refused("is not supported; use the server's own policies"),
-        "chat_template": refused("the template belongs to the model"),
-        "chat_template_kwargs": refused(_LATER, {}),
-        "mm_processor_kwargs": refused("how pictures are prepared is the server's choice", {}),
-        "media_io_kwargs": refused("how pictures are prepared is the server's choice", {}),
-        "prompt_embeds": refused("embeddings are not accepted as a prompt"),
-        "priority": refused("is not for a request to choose", 0),
-    },
-    "stream_options": {"include_usage": HONOURED, "include_obfuscation": HARMLESS},
-    "message": {
-        "role": HONOURED,
-        "content": HONOURED,
-        "name": HARMLESS,
-        "refusal": HARMLESS,
-        "annotations": HARMLESS,
-        "reasoning": HARMLESS,
-        "reasoning_content": HARMLESS,
-        "tool_calls": refused(f"tool calling {_LATER}", []),
-        "tool_call_id": refused(f"tool calling {_LATER}"),
-        "function_call": refused("use of the deprecated functions is not supported"),
-        "audio": refused("sound is not accepted"),
-    },
-    "part": {
-        "type": HONOURED,
-        "text": HONOURED,
-        "image_url": HONOURED,
-        "cache_control": HARMLESS,
-        "prompt_cache_breakpoint": HARMLESS,
-        "uuid": HARMLESS,
-        "chat_template": refused("the template belongs to the model"),
-        "mm_processor_kwargs": refused("how pictures are prepared is the server's choice", {}),
-        "prompt_embeds": refused("embeddings are not accepted as a prompt"),
-    },
-    "image_url": {"url": HONOURED, "detail": HARMLESS},
-}
-"""What becomes of every field; an unlisted one is ignored and named in `x-ignored-fields`."""
 
 ROLES: Mapping[str, Role] = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 PARTS_NOT_SERVED = ("image_file", "video_url", "input_audio", "file", "refusal", "image_embeds", "audio_url")
@@ -164,7 +78,7 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
 
 
 def _known(value: Json, kind: str, path: str, ignored: list[str]) -> Json:
-    kept, unknown = sort_fields(value, FIELDS[kind], path, ignored)
+    kept, unknown = sort_fields(value, OPENAI[kind], path, ignored)
     ignored.extend(f"{path}.{name}" if path else name for name in unknown)
     return kept
 
@@ -247,38 +161,6 @@ def _image(value: Json, path: str, ignored: list[str]) -> Image:
     return Image(data, mime_type=found["mime"].lower(), param=where)
 
 
-def encode_request(request: Request) -> bytes:
-    """The body a client sends for `request`; what it holds of checked pictures cannot be sent."""
-    sampling = request.sampling
-    body: Json = {"model": request.model, "messages": [_encode_message(item) for item in request.messages]}
-    optional = {
-        "n": request.choices if request.choices != 1 else None,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_completion_tokens": sampling.max_tokens,
-        "stop": list(sampling.stop) or None,
-        "seed": sampling.seed,
-        "stream": request.stream or None,
-        "stream_options": {"include_usage": True} if request.stream_usage else None,
-    }
-    body.update({name: value for name, value in optional.items() if value is not None})
-    return msgspec.json.encode(body)
-
-
-def _encode_message(message: Message) -> Json:
-    if len(message.parts) == 1 and isinstance(message.parts[0], Text):
-        return {"role": message.role, "content": message.parts[0].text}
-    return {"role": message.role, "content": [_encode_part(part) for part in message.parts]}
-
-
-def _encode_part(part: Part) -> Json:
-    if isinstance(part, Text):
-        return {"type": "text", "text": part.text}
-    assert isinstance(part, Image), "a checked picture has no wire form"
-    data = base64.b64encode(part.data).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:{part.mime_type};base64,{data}"}}
-
-
 # ----------------------------------------------------------------------------------------------------------- answers
 
 
@@ -353,55 +235,6 @@ def _chunk(request: Request, index: int, delta: Json, reason: FinishReason | Non
     return sse.encode(msgspec.json.encode(_head(request, "chat.completion.chunk") | {"choices": [choice]}))
 
 
-class _StreamedChoice(Struct):
-    index: int
-    delta: dict[str, Any] = {}
-    finish_reason: FinishReason | None = None
-
-
-class _StreamedUsage(Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: dict[str, Any] | None = None
-
-    def counted(self) -> Usage:
-        images = int((self.prompt_tokens_details or {}).get("image_tokens") or 0)
-        return Usage(prompt_text=self.prompt_tokens - images, prompt_image=images, completion=self.completion_tokens)
-
-
-class _Streamed(Struct):
-    choices: list[_StreamedChoice] = []
-    usage: _StreamedUsage | None = None
-    error: dict[str, Any] | None = None
-
-
-async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
-    """The events of a stream another server sends; its error event is raised as an ApiError.
-
-    Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.
-    """
-    counts: dict[int, int] = {}
-    ends: list[Finish] = []
-    yield Started(Usage(prompt_text=0))
-    usage: Usage | None = None
-    async for data in sse.decode(chunks):
-        if data == b"[DONE]":
-            break
-        message = msgspec.json.decode(data, type=_Streamed)
-        if message.error is not None:
-            raise _received_error(message.error)
-        usage = message.usage.counted() if message.usage else usage
-        for choice in message.choices:
-            if text := choice.delta.get("content"):
-                counts[choice.index] = counts.get(choice.index, 0) + 1
-                yield TextDelta(choice.index, text, counts[choice.index])
-            if choice.finish_reason is not None:
-                ends.append(Finish(choice.index, choice.finish_reason, Usage(prompt_text=0)))
-    total = usage or Usage(prompt_text=0, completion=sum(counts.values()))
-    for end in ends:
-        yield msgspec.structs.replace(end, usage=total)
-
-
 # ------------------------------------------------------------------------------------------------------------ errors
 
 _TYPES = {401: "invalid_request_error", 403: "permission_denied", 429: "rate_limit_error"}
@@ -422,14 +255,6 @@ def encode_error(error: ApiError) -> bytes:
         "code": "invalid_api_key" if error.code == "missing_api_key" else error.code,
     }
     return msgspec.json.encode({"error": body})
-
-
-def _received_error(body: dict[str, Any]) -> ApiError:
-    return ApiError(
-        str(body.get("message") or "the other server failed"),
-        status=502,
-        code=str(body.get("code") or "upstream_error"),
-    )
 
 
 # ------------------------------------------------------------------------------------------------------------ models

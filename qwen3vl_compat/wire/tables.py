@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
-from qwen3vl_compat.wire import generate_content, openai_chat
 from qwen3vl_compat.wire.body import Rules
+from qwen3vl_compat.wire.fields import GOOGLE, OPENAI
 
 WIRES: Mapping[str, Mapping[str, Rules]] = {
-    "OpenAI: /v1/chat/completions": openai_chat.FIELDS,
-    "Google: models/{model}:generateContent": generate_content.FIELDS,
+    "OpenAI: /v1/chat/completions": OPENAI,
+    "Google: models/{model}:generateContent": GOOGLE,
 }
 
 

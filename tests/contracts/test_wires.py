@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from qwen3vl_compat.errors import ApiError, InvalidRequest
 from qwen3vl_compat.events import Event, Finish, Started, TextDelta, Usage, fold
 from qwen3vl_compat.messages import Image, Message, Request, Sampling, Text
-from qwen3vl_compat.wire import generate_content, openai_chat
+from qwen3vl_compat.wire import generate_content, google_client, openai_chat, openai_client
 
-SIX = ("decode_request", "encode_completion", "encode_stream", "encode_error", "encode_request", "decode_stream")
+SERVER_HALF = ("decode_request", "encode_completion", "encode_stream", "encode_error")
+CLIENT_HALF = ("encode_request", "decode_stream")
 
 
 def read_openai(body: bytes, request: Request) -> Request:
@@ -27,9 +28,9 @@ def read_google(body: bytes, request: Request) -> Request:
     )
 
 
-WIRES: dict[str, tuple[Any, Callable[[bytes, Request], Request]]] = {
-    "openai_chat": (openai_chat, read_openai),
-    "generate_content": (generate_content, read_google),
+WIRES: dict[str, tuple[Any, Any, Callable[[bytes, Request], Request]]] = {
+    "openai_chat": (openai_chat, openai_client, read_openai),
+    "generate_content": (generate_content, google_client, read_google),
 }
 wires = pytest.mark.parametrize("name", WIRES)
 
@@ -67,7 +68,9 @@ requests = st.builds(
 
 @wires
 def test_the_six_names(name: str) -> None:
-    assert all(callable(getattr(WIRES[name][0], each)) for each in SIX)
+    server, client, _ = WIRES[name]
+    assert all(callable(getattr(server, each)) for each in SERVER_HALF)
+    assert all(callable(getattr(client, each)) for each in CLIENT_HALF)
 
 
 def without_places(request: Request) -> Request:
@@ -87,8 +90,8 @@ def without_places(request: Request) -> Request:
 @wires
 @given(request=requests)
 def test_a_request_survives(name: str, request: Request) -> None:
-    wire, read = WIRES[name]
-    assert without_places(read(wire.encode_request(request), request)) == request
+    _, client, read = WIRES[name]
+    assert without_places(read(client.encode_request(request), request)) == request
 
 
 async def played(events: list[Event], failure: ApiError | None = None) -> AsyncIterator[Event]:
@@ -126,12 +129,12 @@ def answer(pieces: list[list[str]]) -> list[Event]:
 @wires
 @given(pieces=st.lists(st.lists(words.filter(bool), max_size=4), min_size=1, max_size=3), size=st.integers(1, 50))
 def test_an_answer_survives(name: str, pieces: list[list[str]], size: int) -> None:
-    wire, _ = WIRES[name]
+    wire, client, _ = WIRES[name]
     events = answer(pieces)
 
     async def run() -> None:
         sent = wire.encode_stream(request_for(len(pieces)), played(events))
-        got = await fold(wire.decode_stream(cut(sent, size)))
+        got = await fold(client.decode_stream(cut(sent, size)))
         assert got == await fold(played(events))
 
     asyncio.run(run())
@@ -139,11 +142,11 @@ def test_an_answer_survives(name: str, pieces: list[list[str]], size: int) -> No
 
 @wires
 async def test_a_failure_in_the_stream_is_its_last_event(name: str) -> None:
-    wire, _ = WIRES[name]
+    wire, client, _ = WIRES[name]
     failure = ApiError("engine lost", status=503, code="server_is_overloaded")
     sent = wire.encode_stream(request_for(1), played(answer([["a"]])[:2], failure))
     with pytest.raises(ApiError, match="engine lost"):
-        await fold(wire.decode_stream(sent))
+        await fold(client.decode_stream(sent))
     last = [chunk async for chunk in wire.encode_stream(request_for(1), played(answer([["a"]])[:2], failure))][-1]
     assert last.startswith(b'data: {"error":{')
     assert last.endswith(b"\n\n")
@@ -171,7 +174,7 @@ async def test_openai_sends_the_role_once_and_ends_with_done() -> None:
 @wires
 @given(body=st.binary(max_size=200))
 def test_bytes_are_refused_or_read_never_more(name: str, body: bytes) -> None:
-    _, read = WIRES[name]
+    _, _, read = WIRES[name]
     with pytest.raises(InvalidRequest):
         read(body, request_for(1))
 
