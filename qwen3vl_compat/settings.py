@@ -53,8 +53,26 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """auto is the checkpoint's own on a GPU and float32 on a CPU."""
     default_max_tokens: Annotated[int, Meta(ge=0)] = 0
     """Room for an answer when the request names none, tokens; 0 is 4,096, or 32,768 for a thinking model."""
-    max_waiting: Positive = 64
+    max_waiting: Positive = 256
     """Requests that may wait for the engine; one more is refused with 503."""
+    max_wait: Seconds = 120
+    """A request that has waited this long is refused with 503."""
+    max_rows: Annotated[int, Meta(ge=4, le=1024)] = 32
+    """Answers that can be in the making at once."""
+    kv_memory: Annotated[float, Meta(gt=0)] = 2.0
+    """GiB for keys and values on a CPU."""
+    kv_block: Annotated[int, Meta(ge=1, le=1024)] = 32
+    """Tokens in a block of keys and values: what later prompts share is whole blocks."""
+    vision_memory: Annotated[float, Meta(gt=0)] = 0.5
+    """GiB for the embeddings of pictures that may be asked about again."""
+    piece_tokens: Annotated[int, Meta(ge=16)] = 2048
+    """Most prompt tokens computed in one step."""
+    piece_seconds: Seconds = 0.1
+    """A step's share of prompts is cut so that answers under way wait no longer than about this."""
+    stalled: Seconds = 60
+    """The server is not ready when a step takes longer than this."""
+    take_idle: Seconds = 30
+    """A reader that takes none of its events for this long is given up."""
     pause: Annotated[float, Meta(ge=0, le=60)] = 0
     """Seconds the scripted engine takes for a token."""
 

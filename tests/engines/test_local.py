@@ -1,6 +1,5 @@
 """The local engine against transformers itself: prompts, positions, pixels, tokens; and starts that must fail."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from qwen3vl_compat.demo import MODEL
@@ -17,7 +16,7 @@ from qwen3vl_compat.demo.pictures import examination
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local.checkpoint import read_checkpoint
 from qwen3vl_compat.engines.local.engine import LocalEngine
-from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
+from qwen3vl_compat.engines.local.prompt import PromptBuilder
 from qwen3vl_compat.engines.local.runner import Runner, pixel_table
 from qwen3vl_compat.engines.local.sampling import Chooser
 from qwen3vl_compat.errors import InvalidRequest
@@ -26,25 +25,6 @@ from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Message, Picture, Request, Sampling, Text
 from qwen3vl_compat.settings import ModelSettings, Settings, load_settings
 from tests.media.crafted import encoded
-
-
-@pytest.fixture(scope="session")
-def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random checkpoint of the mixture-of-experts class."""
-    folder = tmp_path_factory.mktemp("moe") / "model"
-    shutil.copytree(MODEL, folder)
-    (folder / "model.safetensors").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    text = config["text_config"] | {
-        "model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
-        "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
-    }  # fmt: skip
-    vision = config["vision_config"] | {"model_type": "qwen3_vl_moe_vision"}
-    made = Qwen3VLMoeConfig(**(config | {"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": vision}))
-    torch.manual_seed(5)
-    Qwen3VLMoeForConditionalGeneration(made).save_pretrained(folder)
-    shutil.copy(MODEL / "generation_config.json", folder / "generation_config.json")
-    return folder
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -126,31 +106,6 @@ def test_pixels_are_the_processors(checkpoint: Any, runner: Runner) -> None:
         theirs = own(images=[item.picture], return_tensors="pt")["pixel_values"]
         assert torch.equal(ours, theirs)
     assert pixel_table(checkpoint).shape == (3, 256)
-
-
-def generated(runner: Runner, prompt: Prompt, count: int, ends: frozenset[int]) -> list[int]:
-    greedy = Chooser(temperature=0, top_p=1, top_k=0, seed=0, choice=0)
-    sequence, logits = runner.prefill(prompt)
-    tokens = [greedy.choose(logits, 0)]
-    while len(tokens) < count and tokens[-1] not in ends:
-        tokens.append(greedy.choose(runner.step(sequence, tokens[-1]), len(tokens)))
-    return tokens
-
-
-def test_tokens_are_those_of_generate(checkpoint: Any, runner: Runner) -> None:
-    prompt = PromptBuilder(checkpoint).build(mixed(checkpoint))
-    model, ids = runner._model, torch.from_numpy(prompt.ids)[None]
-    expected = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == model.config.image_token_id).int(),
-        pixel_values=torch.cat([runner._pixels(each) for each in prompt.pictures]),
-        image_grid_thw=torch.tensor([each.grid for each in prompt.pictures]),
-        max_new_tokens=24,
-        do_sample=False,
-    )[0, len(prompt.ids) :].tolist()
-    assert generated(runner, prompt, 24, checkpoint.end_ids) == expected
-    assert generated(runner, prompt, 24, checkpoint.end_ids) == expected, "a second run starts from a clean state"
 
 
 async def test_two_pictures_of_one_size_do_not_answer_for_each_other() -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
+from qwen3vl_compat.engines.local.sequence import Span
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import Usage
 from qwen3vl_compat.messages import Message, Part, Picture, Request, Text
@@ -42,7 +43,14 @@ class Prompt:
     positions: NDArray[np.int64]
     shift: int
     pictures: tuple[Picture, ...]
+    spans: tuple[Span, ...]
     usage: Usage
+
+    def places(self, start: int, end: int) -> NDArray[np.int64]:
+        """Position rows [3, end - start] of these places of the sequence that begins with this prompt."""
+        inside = self.positions[:, start:end]
+        behind = np.arange(max(start, len(self.ids)), max(end, len(self.ids))) + self.shift
+        return np.concatenate([inside, np.broadcast_to(behind, (3, len(behind)))], axis=1)
 
 
 class PromptBuilder:
@@ -64,9 +72,18 @@ class PromptBuilder:
         slots = [part for message in request.messages for part in message.parts if isinstance(part, Picture)]
         ids = list(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots))
         pictures = sum(self._spec.tokens(picture.grid) for picture in slots)
-        positions, shift = mrope_positions(np.array(ids) == self._image_id, slots, self._spec.merge_size)
+        is_slot = np.array(ids) == self._image_id
+        positions, shift = mrope_positions(is_slot, slots, self._spec.merge_size)
         usage = Usage(prompt_text=len(ids) - pictures, prompt_image=pictures)
-        return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(slots), usage)
+        spans = tuple(self._spans(np.flatnonzero(is_slot), slots))
+        return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(slots), spans, usage)
+
+    def _spans(self, places: NDArray[np.int64], pictures: list[Picture]) -> Iterator[Span]:
+        passed = 0
+        for picture in pictures:
+            length = self._spec.tokens(picture.grid)
+            yield Span(int(places[passed]), length, picture.digest)
+            passed += length
 
     def _render(self, turns: list[dict[str, Any]]) -> str:
         try:

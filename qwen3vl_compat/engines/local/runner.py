@@ -1,29 +1,27 @@
 """The only file that loads and calls the model."""
 
+from collections.abc import Sequence as Items
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from transformers import DynamicCache
 from transformers.image_transforms import normalize, rescale
 
 from qwen3vl_compat.engines import EngineUnusable
+from qwen3vl_compat.engines.local import attention
+from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
-from qwen3vl_compat.engines.local.prompt import Prompt
+from qwen3vl_compat.engines.local.scheduler import Piece
+from qwen3vl_compat.engines.local.sequence import Sequence
+from qwen3vl_compat.engines.local.slots import Shape, Slots
+from qwen3vl_compat.engines.local.vision import Vision
 from qwen3vl_compat.messages import Picture
 from qwen3vl_compat.settings import ModelSettings
 
 
-class Sequence:
-    """One sequence in the making: its keys and values, and where the next token stands."""
-
-    def __init__(self, cache: DynamicCache, length: int, shift: int) -> None:
-        self.cache, self.length, self.shift = cache, length, shift
-
-
 class Runner:
-    """The model on its device. Every call is made from the one thread that owns the device."""
+    """The model on its device, its KV memory and its pictures. Only the one thread that owns them calls it."""
 
     def __init__(self, checkpoint: Checkpoint, settings: ModelSettings) -> None:
         cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
@@ -32,42 +30,82 @@ class Runner:
         self.device = torch.device("cuda" if cuda else "cpu")
         self._spec = checkpoint.spec
         self._model = _load(checkpoint, settings.dtype, cuda)
+        attention.register(self._model)
+        self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
+        shape = _shape_of(self._text)
+        size = settings.kv_block
+        self.blocks = Blocks(int(settings.kv_memory * 2**30) // (2 * shape.token_bytes * size), size)
+        """All the KV memory is good for; a token may stand twice, in its row and in the pool."""
+        self.memory = Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
+        self.vision = Vision(self._encode, int(settings.vision_memory * 2**30))
 
     @torch.inference_mode()
-    def prefill(self, prompt: Prompt) -> tuple[Sequence, torch.Tensor]:
-        """Read a whole prompt; returns the sequence and the logits [vocabulary] of its next token."""
-        seen = self._encode(prompt.pictures) if prompt.pictures else None
-        cache = DynamicCache(config=self._model.config.text_config)
-        output = self._model(
-            input_ids=torch.from_numpy(prompt.ids)[None].to(self.device),
-            position_ids=torch.from_numpy(prompt.positions)[:, None].to(self.device),
-            past_key_values=cache,
-            mm_encoder_outputs={"image": seen},
-            logits_to_keep=1,
-            use_cache=True,
-        )
-        return Sequence(cache, len(prompt.ids), prompt.shift), output.logits[0, -1]
+    def decode(self, sequences: Items[Sequence]) -> torch.Tensor:
+        """Compute the newest token of each; returns the logits [sequences, vocabulary] of what follows."""
+        step = self.memory.decode_step(sequences)
+        ids = torch.zeros(step.rows, dtype=torch.long)
+        places = torch.zeros(3, step.rows, dtype=torch.long)
+        for sequence in sequences:
+            ids[sequence.row] = sequence.tokens[-1]
+            places[:, sequence.row] = len(sequence) - 1 + sequence.owner.prompt.shift
+        hidden = self._run(self._text.embed_tokens(ids.to(self.device)), places, step)
+        chosen = torch.tensor([sequence.row for sequence in sequences], device=self.device)
+        return self._model.lm_head(hidden[chosen])
 
     @torch.inference_mode()
-    def step(self, sequence: Sequence, token: int) -> torch.Tensor:
-        """Append one token; returns the logits [vocabulary] of the next."""
-        position = torch.full((3, 1, 1), sequence.length + sequence.shift, device=self.device)
-        output = self._model(
-            input_ids=torch.tensor([[token]], device=self.device),
-            position_ids=position,
-            past_key_values=sequence.cache,
-            logits_to_keep=1,
-            use_cache=True,
+    def compute(self, pieces: Items[Piece]) -> torch.Tensor:
+        """Compute pieces of prompts; returns logits [pieces, vocabulary] of what follows the last token of each."""
+        self.vision.gather(pieces)
+        ids = np.concatenate([np.asarray(piece.sequence.tokens[piece.start : piece.end]) for piece in pieces])
+        places = np.concatenate(
+            [piece.sequence.owner.prompt.places(piece.start, piece.end) for piece in pieces], axis=1
         )
-        sequence.length += 1
-        return output.logits[0, -1]
+        embeds = self._text.embed_tokens(torch.from_numpy(ids).to(self.device))
+        is_slot = torch.zeros(len(ids), dtype=torch.bool, device=self.device)
+        features: list[torch.Tensor] = []
+        passed = 0
+        for piece in pieces:
+            for span in piece.spans:
+                start, end = max(span.start, piece.start), min(span.end, piece.end)
+                features.append(self.vision.features(piece.sequence, span)[:, start - span.start : end - span.start])
+                is_slot[passed + start - piece.start : passed + end - piece.start] = True
+            passed += piece.end - piece.start
+        deep: list[torch.Tensor] = []
+        if features:
+            embeds[is_slot], *deep = torch.cat(features, dim=1).to(embeds.dtype)
+        hidden = self._run(embeds, torch.from_numpy(places), self.memory.piece_step(pieces), is_slot, deep)
+        lasts = np.cumsum([piece.end - piece.start for piece in pieces]) - 1
+        return self._model.lm_head(hidden[torch.from_numpy(lasts).to(self.device)])
 
-    def _encode(self, pictures: tuple[Picture, ...]) -> Any:
-        """The tower's output for all pictures of a prompt, deepstack features included."""
+    def _run(
+        self,
+        embeds: torch.Tensor,
+        places: torch.Tensor,
+        step: attention.Step,
+        is_slot: torch.Tensor | None = None,
+        deep: list[torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """The text model over tokens [n] in a row -> its last hidden states [n, width]."""
+        return self._text(
+            inputs_embeds=embeds[None],
+            position_ids=places[:, None].to(self.device),
+            visual_pos_masks=is_slot[None] if deep and is_slot is not None else None,
+            deepstack_visual_embeds=deep or None,
+            use_cache=False,
+            step=step,
+        ).last_hidden_state[0]
+
+    @torch.inference_mode()
+    def _encode(self, pictures: Items[Picture]) -> list[torch.Tensor]:
+        """The tower over pictures of any sizes in one call: [1 + deepstack layers, tokens, width] of each."""
         pixels = torch.cat([self._pixels(picture) for picture in pictures])
         grids = torch.tensor([picture.grid for picture in pictures], device=self.device)
-        return self._model.model.get_image_features(pixels, grids, return_dict=True)
+        seen = self._model.model.visual(pixels.to(self._model.dtype), grid_thw=grids)
+        features = torch.stack([seen.pooler_output, *seen.deepstack_features])
+        parts = features.split([self._spec.tokens(picture.grid) for picture in pictures], dim=1)
+        # A view would keep all pictures of the call alive as long as one of them is remembered.
+        return [part.clone() for part in parts] if len(parts) > 1 else list(parts)
 
     def _pixels(self, picture: Picture) -> torch.Tensor:
         """uint8 patches -> the processor's values [patches, channels * time * side * side], doubled in time."""
@@ -76,6 +114,12 @@ class Runner:
         channels = torch.arange(3, device=self.device)[None, :, None]
         values = self._table[channels, raw.int()]
         return values[:, :, None].expand(-1, -1, time, -1).reshape(len(raw), -1)
+
+
+def _shape_of(text: Any) -> Shape:
+    config = text.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(config.num_hidden_layers, config.num_key_value_heads, width, text.dtype)
 
 
 def pixel_table(checkpoint: Checkpoint) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Logits to the next token."""
+"""Logits to the next tokens."""
+
+from collections.abc import Sequence as Items
 
 import numpy as np
 import torch
@@ -19,9 +21,14 @@ class Chooser(Struct, frozen=True, kw_only=True):
     seed: int
     choice: int
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return self.temperature <= 1e-5
+
     def choose(self, logits: torch.Tensor, position: int) -> int:
         """The token for `position`, from logits [vocabulary] in any float type."""
-        if self.temperature <= 1e-5:
+        if self.greedy:
             return int(logits.argmax())
         scaled = logits.float() / self.temperature
         kept, ids = scaled.topk(min(self.top_k, len(scaled))) if self.top_k else scaled.sort(descending=True)
@@ -36,3 +43,9 @@ class Chooser(Struct, frozen=True, kw_only=True):
         key = np.array([self.seed % 2**64, self.choice], dtype=np.uint64)
         generator = np.random.Philox(key=key, counter=position)
         return float(np.random.Generator(generator).random())
+
+
+def choose_all(logits: torch.Tensor, rows: Items[tuple[int, Chooser, int]]) -> list[int]:
+    """A token for each (row of logits, chooser, position); the greedy ones in one call."""
+    best: list[int] = logits.argmax(-1).tolist()
+    return [best[row] if chooser.greedy else chooser.choose(logits[row], position) for row, chooser, position in rows]

@@ -1,0 +1,77 @@
+"""One request on its way through the engine: what goes in, and what waits to be read."""
+
+import asyncio
+import time
+
+import msgspec
+
+from qwen3vl_compat.engines.local.dialect import Dialect
+from qwen3vl_compat.engines.local.prompt import Prompt
+from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.events import Event, Events, Finish, TextDelta
+from qwen3vl_compat.messages import Request
+
+
+class Answer:
+    """The state of one choice: how its tokens are drawn and shown."""
+
+    def __init__(self, chooser: Chooser, dialect: Dialect) -> None:
+        self.chooser, self.dialect = chooser, dialect
+
+
+class Job:
+    """A request, its prompt, and its events from the device's thread to whoever reads them.
+
+    The reader and `put` live on the loop's thread. What is not read yet is kept short: further text of a choice joins
+    the text that waits.
+    """
+
+    def __init__(self, request: Request, prompt: Prompt, limit: int, answers: list[Answer]) -> None:
+        self.request, self.prompt, self.limit, self.answers = request, prompt, limit, answers
+        self.made = [0] * len(answers)
+        """Tokens of the choices that have ended."""
+        self.open = len(answers)
+        self.started = self.cancelled = False
+        self.since = time.monotonic()
+        self._waiting: list[Event] = []
+        self._texts: dict[int, int] = {}
+        self._untaken: float | None = None
+        self._failure: ApiError | None = None
+        self._news = asyncio.Event()
+
+    def put(self, event: Event | ApiError) -> None:
+        """Give the reader an event, or an error that ends it."""
+        if isinstance(event, ApiError):
+            self._failure = self._failure or event
+        else:
+            self._add(event)
+            self._untaken = self._untaken or time.monotonic()
+        self._news.set()
+
+    def _add(self, event: Event) -> None:
+        if isinstance(event, TextDelta):
+            place = self._texts.get(event.index)
+            if place is not None:
+                text = getattr(self._waiting[place], "text", "") + event.text
+                self._waiting[place] = msgspec.structs.replace(event, text=text)
+                return
+            self._texts[event.index] = len(self._waiting)
+        self._waiting.append(event)
+
+    def idle(self, seconds: float) -> bool:
+        """Whether something has waited for the reader this long."""
+        return self._untaken is not None and time.monotonic() - self._untaken > seconds
+
+    async def events(self) -> Events:
+        """The events as they come, until every choice has ended."""
+        ended = 0
+        while ended < len(self.answers):
+            await self._news.wait()
+            self._news.clear()
+            events, self._waiting, self._texts, self._untaken = self._waiting, [], {}, None
+            for event in events:
+                ended += isinstance(event, Finish)
+                yield event
+            if self._failure is not None and ended < len(self.answers):
+                raise self._failure

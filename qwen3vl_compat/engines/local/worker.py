@@ -1,0 +1,270 @@
+"""The thread that owns the device: it takes jobs, runs steps and hands out events, and touches nothing of asyncio."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from typing import TypeVar
+
+import msgspec
+import torch
+
+from qwen3vl_compat.engines.local.job import Job
+from qwen3vl_compat.engines.local.runner import Runner
+from qwen3vl_compat.engines.local.sampling import choose_all
+from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
+from qwen3vl_compat.engines.local.sequence import Sequence
+from qwen3vl_compat.errors import ApiError, EngineFailed, Overloaded
+from qwen3vl_compat.events import Event, Finish, FinishReason, Started, TextDelta
+from qwen3vl_compat.settings import ModelSettings
+
+log = logging.getLogger(__name__)
+
+Delivery = tuple[Job, Event | ApiError]
+T = TypeVar("T", Sequence, Piece)
+PATCHES = 16_384
+"""Patches of pictures encoded in one step."""
+
+
+class Worker:
+    """Steps of the scheduler's plans on the runner, one after the other."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        settings: ModelSettings,
+        end_ids: frozenset[int],
+        deliver: Callable[[list[Delivery]], None],
+    ) -> None:
+        self.runner, self._settings, self._end_ids, self._deliver = runner, settings, end_ids, deliver
+        self.scheduler = Scheduler(runner.blocks, settings.max_rows, runner.vision.patches)
+        self.stepping_since: float | None = None
+        """When the step under way began."""
+        self._inbox: list[Job] = []
+        self._news = threading.Condition()
+        self._closing = False
+        self._out: list[Delivery] = []
+        self._sequences: dict[int, list[Sequence]] = {}
+        self._speed = 0.0
+
+    # ------------------------------------------------------------------------------------------- called from elsewhere
+
+    def submit(self, job: Job) -> None:
+        """Take a new request."""
+        with self._news:
+            self._inbox.append(job)
+            self._news.notify()
+
+    def wake(self) -> None:
+        """Look at once for jobs that were cancelled."""
+        with self._news:
+            self._news.notify()
+
+    def close(self) -> None:
+        """End after the step under way."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+
+    # ------------------------------------------------------------------------------------------------------- the thread
+
+    def run(self) -> None:
+        """Serve until closed."""
+        while True:
+            with self._news:
+                while not (self.busy or self._closing):
+                    self._news.wait()
+            self.turn()
+            if self._closing:
+                self._end_all(Overloaded("The server is stopping.", retry_after=5))
+                return
+
+    def turn(self) -> None:
+        """Take what came in, let go of who left, and do one step."""
+        with self._news:
+            jobs, self._inbox = self._inbox, []
+        for job in jobs:
+            self._accept(job)
+        self._drop_the_gone()
+        self.stepping_since = time.monotonic()
+        self._step()
+        self.stepping_since = None
+        self._flush()
+        if not self._sequences:
+            self.check()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is under way."""
+        return bool(self._inbox or self._sequences)
+
+    def check(self) -> None:
+        """Assert that nothing is left behind when nothing runs."""
+        self.scheduler.check()
+        assert not self.scheduler.running
+        assert not len(self.scheduler.waiting)
+        assert self.scheduler.blocks.used == 0
+        assert self.runner.vision.held == 0
+
+    def _accept(self, job: Job) -> None:
+        tokens = job.prompt.ids.tolist()
+        sequence = Sequence(
+            tokens, job.prompt.spans, tenant=job.request.caller.tenant, forks=len(job.answers) - 1, owner=job
+        )
+        self._sequences[id(job)] = [sequence]
+        self.scheduler.add(sequence)
+
+    def _drop_the_gone(self) -> None:
+        now = time.monotonic()
+        for sequences in list(self._sequences.values()):
+            job: Job = sequences[0].owner
+            if not job.started and now - job.since > self._settings.max_wait:
+                self._fail(job, Overloaded("The model is overloaded. Please try again later.", retry_after=10))
+            elif job.cancelled:
+                self._end(job)
+
+    def _step(self) -> None:
+        plan = self.scheduler.plan(self._budget(), PATCHES)
+        for sequence, row in plan.preempted:
+            self.runner.vision.let_go(sequence, all_of_it=True)
+            self.runner.memory.forget(row)
+        for sequence in plan.admitted:
+            if sequence.computed:
+                self.runner.memory.restore(sequence)
+            if not sequence.owner.started:
+                sequence.owner.started = True
+                self._out.append((sequence.owner, Started(sequence.owner.prompt.usage)))
+        self._attempt(self._decode, plan.decodes)
+        if plan.decodes:
+            self._flush()
+        began = time.monotonic()
+        self._attempt(self._compute, [piece for piece in plan.pieces if piece.sequence.row is not None])
+        if plan.pieces:
+            tokens = sum(piece.end - piece.start for piece in plan.pieces)
+            speed = tokens / max(1e-4, time.monotonic() - began)
+            self._speed = speed if not self._speed else 0.7 * self._speed + 0.3 * speed
+
+    def _budget(self) -> int:
+        """Prompt tokens for a step: all at once when nobody waits for a next token, else what the time allows."""
+        most = self._settings.piece_tokens
+        if not self._speed or not any(sequence.decoding for sequence in self.scheduler.running):
+            return most
+        return max(16, min(most, int(self._speed * self._settings.piece_seconds)))
+
+    def _attempt(self, call: Callable[[Items[T]], None], items: list[T]) -> None:
+        """Run a call over all items; if that fails, one by one, so that only those fail which do so alone."""
+        if not items:
+            return
+        try:
+            call(items)
+        except Exception as error:
+            if _out_of_memory(error):
+                self._shed()
+            elif len(items) > 1:
+                for item in items:
+                    self._attempt(call, [item])
+            else:
+                job = (items[0].sequence if isinstance(items[0], Piece) else items[0]).owner
+                log.exception("request %s failed in the engine", job.request.id)
+                self._fail(job, EngineFailed("The engine failed on this request."))
+
+    def _shed(self) -> None:
+        """Give up the request that holds most memory, so that the others can go on."""
+        held = {key: sum(len(each.blocks) for each in sequences) for key, sequences in self._sequences.items()}
+        largest = max(held, key=lambda key: held[key])
+        self._fail(
+            self._sequences[largest][0].owner, Overloaded("There is no memory for this request now.", retry_after=10)
+        )
+
+    def _decode(self, sequences: Items[Sequence]) -> None:
+        logits = self.runner.decode(sequences)
+        for sequence in sequences:
+            before, sequence.computed = sequence.computed, len(sequence)
+            self._publish(sequence, before)
+        self._extend(logits, list(enumerate(sequences)))
+
+    def _compute(self, pieces: Items[Piece]) -> None:
+        logits = self.runner.compute(pieces)
+        complete: list[tuple[int, Sequence]] = []
+        for row, piece in enumerate(pieces):
+            sequence = piece.sequence
+            self.scheduler.computed(piece)
+            self._publish(sequence, piece.start)
+            self.runner.vision.let_go(sequence)
+            if piece.end == len(sequence):
+                complete += [(row, each) for each in (sequence, *self._fork(sequence))]
+        self._extend(logits, complete)
+
+    def _fork(self, sequence: Sequence) -> list[Sequence]:
+        others = [sequence.fork(choice) for choice in range(1, sequence.forks + 1)]
+        sequence.forks = 0
+        for other in others:
+            self._sequences[id(sequence.owner)].append(other)
+            if self.scheduler.fork(sequence, other):
+                self.runner.memory.fork(sequence, other)
+        return others
+
+    def _publish(self, sequence: Sequence, before: int) -> None:
+        if named := self.scheduler.name_blocks(sequence, before):
+            self.runner.memory.publish(sequence, named)
+
+    def _extend(self, logits: torch.Tensor, rows: list[tuple[int, Sequence]]) -> None:
+        """Draw each sequence's next token and show what it completes."""
+        wanted = [(row, each.owner.answers[each.choice].chooser, each.made) for row, each in rows]
+        for token, (_, sequence) in zip(choose_all(logits, wanted), rows, strict=True):
+            sequence.append(token)
+            job: Job = sequence.owner
+            dialect = job.answers[sequence.choice].dialect
+            ended = token in self._end_ids
+            if not ended and (text := dialect.push(token)):
+                self._out.append((job, TextDelta(sequence.choice, text, sequence.made)))
+            if ended or dialect.stopped:
+                self._finish(sequence, "stop")
+            elif sequence.made >= job.limit:
+                self._finish(sequence, "length")
+
+    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        job: Job = sequence.owner
+        if text := job.answers[sequence.choice].dialect.finish():
+            self._out.append((job, TextDelta(sequence.choice, text, sequence.made)))
+        job.made[sequence.choice] = sequence.made
+        usage = msgspec.structs.replace(job.prompt.usage, completion=sum(job.made))
+        self._out.append((job, Finish(sequence.choice, reason, usage)))
+        self._let_go(sequence)
+        rest = self._sequences[id(job)]
+        rest.remove(sequence)
+        if not rest:
+            del self._sequences[id(job)]
+
+    # ------------------------------------------------------------------------------------------------------------- ends
+
+    def _let_go(self, sequence: Sequence) -> None:
+        row = sequence.row
+        self.scheduler.finish(sequence)
+        self.runner.vision.let_go(sequence, all_of_it=True)
+        if row is not None:
+            self.runner.memory.forget(row)
+
+    def _end(self, job: Job) -> None:
+        for sequence in self._sequences.pop(id(job)):
+            self._let_go(sequence)
+
+    def _fail(self, job: Job, error: ApiError) -> None:
+        self._end(job)
+        self._out.append((job, error))
+
+    def _end_all(self, error: ApiError) -> None:
+        for sequences in list(self._sequences.values()):
+            self._fail(sequences[0].owner, error)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._out:
+            self._deliver(self._out)
+            self._out = []
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On a CPU torch says so in a plain RuntimeError's text only."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

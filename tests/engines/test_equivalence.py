@@ -1,0 +1,251 @@
+"""The batching engine against transformers' own `generate()`: in float32 every greedy token is the same.
+
+Requests of several kinds arrive at random, in random company, with random sizes of pieces, too little memory and known
+beginnings. A draw whose reference has two likeliest tokens closer than NEAR is compared up to that place only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from qwen3vl_compat.demo import MODEL
+from qwen3vl_compat.demo.pictures import examination
+from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
+from qwen3vl_compat.engines.local.dialect import Dialect
+from qwen3vl_compat.engines.local.job import Answer, Job
+from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
+from qwen3vl_compat.engines.local.runner import Runner
+from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.engines.local.worker import Delivery, Worker
+from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.media.image import decode_image
+from qwen3vl_compat.messages import Caller, Message, Picture, Request, Text
+from qwen3vl_compat.settings import ModelSettings
+from tests.media.crafted import encoded
+
+NEAR = 1e-4
+LENGTH = 12
+KINDS = 8
+
+
+@dataclass
+class Bench:
+    """A checkpoint, its reference answers, and runners of different shapes over the same weights."""
+
+    checkpoint: Checkpoint
+    prompts: list[Prompt]
+    expected: list[list[int]]
+    sure: list[int]
+    """How many of the expected tokens are no near-tie."""
+    runners: dict[int, Runner] = field(default_factory=dict[int, Runner])
+
+    def runner(self, size: int) -> Runner:
+        """A runner with blocks of `size` tokens and memory for about three of the prompts."""
+        if size not in self.runners:
+            tokens = 3 * max(len(prompt.ids) for prompt in self.prompts) + LENGTH
+            made = Runner(self.checkpoint, ModelSettings(device="cpu", dtype="float32", kv_block=size, max_rows=6))
+            made.blocks = type(made.blocks)(tokens // size, size)
+            made.memory = type(made.memory)(made.memory.shape, 6, self.checkpoint.context, made.blocks)
+            self.runners[size] = made
+        return self.runners[size]
+
+
+def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
+    """Text, one picture, several, the same picture again, equal words around another picture of the same size."""
+    tall = [item.picture for item in examination(3, 40) if item.picture.height >= 56]
+    drawn = [tall[0], tall[1], tall[2], tall[0].transpose(Image.Transpose.ROTATE_180)]
+    one, two, three, twin = (decode_image(encoded(each, "PNG"), checkpoint.spec, "picture") for each in drawn)
+    words = Text("Look closely at this and answer with the text in it, please: ")
+    users: list[tuple[Text | Picture, ...]] = [
+        (Text("Hello"),),
+        (one, Text("Read the text.")),
+        (words, one, Text("Read the text.")),
+        (words, twin, Text("Read the text.")),
+        (words, one, Text("What does the picture say?")),
+        (one, Text(" and "), two, Text(" and "), one, Text("?")),
+        (three, two, Text("图中写了什么？")),
+        (words, Text("What time is it? " * 5)),
+    ]
+    build = PromptBuilder(checkpoint).build
+    return [build(Request(id="r", created=0, model="m", messages=(Message("user", parts),))) for parts in users[:KINDS]]
+
+
+def reference(checkpoint: Checkpoint, prompt: Prompt, model: Any, pixels: Any) -> tuple[list[int], int]:
+    """What `generate()` says, and how many tokens come before its first near-tie."""
+    ids = torch.from_numpy(prompt.ids)[None]
+    pictures: dict[str, Any] = {}
+    if prompt.pictures:
+        pictures = {
+            "pixel_values": torch.cat([pixels(each) for each in prompt.pictures]),
+            "image_grid_thw": torch.tensor([each.grid for each in prompt.pictures]),
+        }
+    made = model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        max_new_tokens=LENGTH,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **pictures,
+    )
+    tokens = made.sequences[0, len(prompt.ids) :].tolist()
+    gaps = [float(top[0] - top[1]) for top in (row[0].topk(2).values for row in made.logits)]
+    sure = next((place for place, gap in enumerate(gaps) if gap < NEAR), len(tokens))
+    return tokens, sure
+
+
+@pytest.fixture(scope="module", params=["trained", "random", "moe"])
+def bench(request: pytest.FixtureRequest) -> Bench:
+    folders = {"trained": lambda: MODEL, "random": lambda: request.getfixturevalue("blank")}
+    folder: Path = folders.get(request.param, lambda: request.getfixturevalue("moe"))()
+    checkpoint = read_checkpoint(str(folder), "")
+    model = getattr(transformers, checkpoint.architecture).from_pretrained(folder, dtype=torch.float32).eval()
+    runner = Runner(checkpoint, ModelSettings(device="cpu", dtype="float32"))
+    prompts = prompts_of(checkpoint)
+    with torch.inference_mode():
+        answers = [reference(checkpoint, prompt, model, runner._pixels) for prompt in prompts]
+    return Bench(checkpoint, prompts, [tokens for tokens, _ in answers], [sure for _, sure in answers])
+
+
+def test_hardly_a_reference_is_a_near_tie(bench: Bench) -> None:
+    total = sum(map(len, bench.expected))
+    assert len({tuple(tokens) for tokens in bench.expected}) >= KINDS - 2
+    assert sum(bench.sure) >= 0.99 * total
+
+
+@dataclass
+class Asked:
+    """A request in the test: when it comes, what it asks, for whom, and whether it leaves early."""
+
+    turn: int
+    kind: int
+    tenant: str
+    choices: int
+    leaves: int | None
+
+
+asked = st.builds(
+    Asked,
+    turn=st.integers(0, 12),
+    kind=st.integers(0, KINDS - 1),
+    tenant=st.sampled_from("ab"),
+    choices=st.sampled_from((1, 1, 1, 2, 3)),
+    leaves=st.none() | st.none() | st.integers(1, 14),
+)
+
+
+class Desk:
+    """Drives a worker turn by turn and remembers each job's tokens."""
+
+    def __init__(self, bench: Bench, runner: Runner, most: int) -> None:
+        self.bench, self.failures = bench, list[ApiError]()
+        options = ModelSettings(max_rows=6, piece_tokens=most)
+        self.worker = Worker(runner, options, bench.checkpoint.end_ids, self.deliver)
+        self.tokens: dict[int, list[list[int]]] = {}
+
+    def deliver(self, deliveries: list[Delivery]) -> None:
+        self.failures += [event for _, event in deliveries if isinstance(event, ApiError)]
+
+    def job(self, each: Asked, **drawn: Any) -> Job:
+        prompt, checkpoint = self.bench.prompts[each.kind], self.bench.checkpoint
+        request = Request(id="r", created=0, model="m", messages=(), caller=Caller(each.tenant, "k"))
+        defaults: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 1}
+        answers = [
+            Answer(Chooser(choice=choice, **(defaults | drawn)), Recorder(Dialect(checkpoint.vocabulary, ())))  # type: ignore[arg-type]
+            for choice in range(each.choices)
+        ]
+        return Job(request, prompt, LENGTH, answers)
+
+
+class Recorder:
+    """A dialect that also keeps the ids."""
+
+    def __init__(self, inner: Dialect) -> None:
+        self.inner, self.ids, self.stopped = inner, list[int](), False
+
+    def push(self, token: int) -> str:
+        self.ids.append(token)
+        return self.inner.push(token)
+
+    def finish(self) -> str:
+        return self.inner.finish()
+
+
+def run(bench: Bench, desk: Desk, all_asked: list[Asked], **drawn: Any) -> Iterator[tuple[Asked, Job]]:
+    jobs = [(each, desk.job(each, **drawn)) for each in all_asked]
+    for turn in range(2000):
+        for each, job in jobs:
+            if each.turn == turn:
+                desk.worker.submit(job)
+            if each.leaves is not None and turn == each.turn + each.leaves:
+                job.cancelled = True
+        desk.worker.turn()
+        if turn > 30 and not desk.worker.busy:
+            break
+    assert not desk.failures
+    assert not desk.worker.busy
+    desk.worker.check()
+    yield from jobs
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    all_asked=st.lists(asked, min_size=1, max_size=9),
+    size=st.sampled_from((4, 7, 16)),
+    most=st.sampled_from((5, 16, 33, 2048)),
+)
+def test_tokens_are_those_of_generate(bench: Bench, all_asked: list[Asked], size: int, most: int) -> None:
+    runner = bench.runner(size)
+    for each, job in run(bench, Desk(bench, runner, most), all_asked):
+        expected, sure = bench.expected[each.kind], bench.sure[each.kind]
+        for answer in job.answers:
+            got = answer.dialect.ids  # type: ignore[attr-defined]
+            ends = [token for token in expected[:sure] if token not in bench.checkpoint.end_ids]
+            assert got[: len(ends)] == ends[: len(got)], (each, size, most)
+            assert each.leaves is not None or len(got) >= len(ends)
+
+
+def test_a_seed_gives_the_same_answer_in_any_company(bench: Bench) -> None:
+    drawn = {"temperature": 8.0, "top_p": 0.95, "seed": 7}
+    alone = Asked(0, 4, "a", 2, None)
+    crowd = [Asked(turn, kind, "b", 1, None) for turn, kind in enumerate((1, 5, 0, 2, 7))]
+    answers = []
+    for company in ([alone], [*crowd, alone], [alone, *crowd]):
+        desk = Desk(bench, bench.runner(16), 33)
+        (job,) = [job for each, job in run(bench, desk, company, **drawn) if each is alone]
+        answers.append([answer.dialect.ids for answer in job.answers])  # type: ignore[attr-defined]
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0][0] != answers[0][1]
+
+
+def test_the_comparison_would_notice(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative controls: without deepstack, without the shift of positions, with two equal-sized pictures exchanged."""
+    kinds = (1, 2, 3, 4, 5, 6)
+
+    def answers() -> list[list[int]]:
+        desk = Desk(bench, Runner(bench.checkpoint, ModelSettings(device="cpu", dtype="float32")), 2048)
+        jobs = run(bench, desk, [Asked(0, kind, "a", 1, None) for kind in kinds])
+        return [job.answers[0].dialect.ids for _, job in jobs]  # type: ignore[attr-defined]
+
+    right, prompts = answers(), bench.prompts
+    with monkeypatch.context() as patch:
+        whole = Runner._run
+        patch.setattr(Runner, "_run", lambda self, embeds, places, step, *_: whole(self, embeds, places, step))
+        assert answers() != right
+    assert all(prompts[kind].shift for kind in kinds), "every one of these holds a picture of several rows"
+    bench.prompts = [replace(prompt, shift=0) for prompt in prompts]
+    assert answers() != right
+    swapped = replace(prompts[2], pictures=prompts[3].pictures, spans=prompts[3].spans)
+    bench.prompts = [*prompts[:2], swapped, *prompts[3:]]
+    assert answers() != right
+    bench.prompts = prompts
+    assert answers() == right
