@@ -61,6 +61,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Answers that can be in the making at once."""
     kv_memory: Annotated[float, Meta(gt=0)] = 2.0
     """GiB for keys and values on a CPU."""
+    kv_share: Annotated[float, Meta(gt=0, lt=1)] = 0.85
+    """Share of a GPU's memory left free by the weights that keys, values and pictures may take."""
     kv_block: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Tokens in a block of keys and values: what later prompts share is whole blocks."""
     vision_memory: Annotated[float, Meta(gt=0)] = 0.5

@@ -18,12 +18,15 @@ from PIL import Image
 
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.demo.pictures import examination
+from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.dialect import Dialect
 from qwen3vl_compat.engines.local.job import Answer, Job
+from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
-from qwen3vl_compat.engines.local.runner import Runner
+from qwen3vl_compat.engines.local.runner import Runner, _shape_of
 from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
 from qwen3vl_compat.errors import ApiError
 from qwen3vl_compat.media.image import decode_image
@@ -45,17 +48,18 @@ class Bench:
     expected: list[list[int]]
     sure: list[int]
     """How many of the expected tokens are no near-tie."""
-    runners: dict[int, Runner] = field(default_factory=dict[int, Runner])
+    runners: dict[tuple[int, bool], Runner] = field(default_factory=dict[tuple[int, bool], Runner])
 
-    def runner(self, size: int) -> Runner:
+    def runner(self, size: int, *, paged: bool = False) -> Runner:
         """A runner with blocks of `size` tokens and memory for about three of the prompts."""
-        if size not in self.runners:
+        if (size, paged) not in self.runners:
             tokens = 3 * max(len(prompt.ids) for prompt in self.prompts) + LENGTH
             made = Runner(self.checkpoint, ModelSettings(device="cpu", dtype="float32", kv_block=size, max_rows=6))
-            made.blocks = type(made.blocks)(tokens // size, size)
-            made.memory = type(made.memory)(made.memory.shape, 6, self.checkpoint.context, made.blocks)
-            self.runners[size] = made
-        return self.runners[size]
+            made.blocks, shape = Blocks(tokens // size, size), _shape_of(made._text)
+            slots = Slots(shape, 6, self.checkpoint.context, made.blocks)
+            made.memory = Pages(shape, made.blocks, made.device) if paged else slots
+            self.runners[size, paged] = made
+        return self.runners[size, paged]
 
 
 def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
@@ -202,9 +206,10 @@ def run(bench: Bench, desk: Desk, all_asked: list[Asked], **drawn: Any) -> Itera
     all_asked=st.lists(asked, min_size=1, max_size=9),
     size=st.sampled_from((4, 7, 16)),
     most=st.sampled_from((5, 16, 33, 2048)),
+    paged=st.booleans(),
 )
-def test_tokens_are_those_of_generate(bench: Bench, all_asked: list[Asked], size: int, most: int) -> None:
-    runner = bench.runner(size)
+def test_tokens_are_those_of_generate(bench: Bench, all_asked: list[Asked], size: int, most: int, paged: bool) -> None:
+    runner = bench.runner(size, paged=paged)
     for each, job in run(bench, Desk(bench, runner, most), all_asked):
         expected, sure = bench.expected[each.kind], bench.sure[each.kind]
         for answer in job.answers:

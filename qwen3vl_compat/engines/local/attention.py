@@ -80,6 +80,9 @@ def _with_sums(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, causal: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention [heads, tokens, width] in the kernel that also returns the logarithm of each row's sum of exponents."""
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    answer, sums = flash(query[None], keys[None], values[None], 0.0, causal)
-    return answer[0], sums[0]
+    q, k, v = query[None], keys[None], values[None]
+    if query.device.type == "cpu":
+        answer, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+    else:
+        answer, sums, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal)
+    return answer[0], sums[0, :, : query.shape[1]]

@@ -12,9 +12,11 @@ from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local import attention
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
+from qwen3vl_compat.engines.local.memory import Memory, Shape
+from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence
-from qwen3vl_compat.engines.local.slots import Shape, Slots
+from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.engines.local.vision import Vision
 from qwen3vl_compat.messages import Picture
 from qwen3vl_compat.settings import ModelSettings
@@ -34,11 +36,13 @@ class Runner:
         self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
         shape = _shape_of(self._text)
-        size = settings.kv_block
-        self.blocks = Blocks(int(settings.kv_memory * 2**30) // (2 * shape.token_bytes * size), size)
-        """All the KV memory is good for; a token may stand twice, in its row and in the pool."""
-        self.memory = Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
         self.vision = Vision(self._encode, int(settings.vision_memory * 2**30))
+        self.blocks = Blocks(_tokens_of_memory(shape, settings, self.device) // settings.kv_block, settings.kv_block)
+        self.memory: Memory = (
+            Pages(shape, self.blocks, self.device)
+            if cuda
+            else Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
+        )
 
     @torch.inference_mode()
     def decode(self, sequences: Items[Sequence]) -> torch.Tensor:
@@ -46,12 +50,11 @@ class Runner:
         step = self.memory.decode_step(sequences)
         ids = torch.zeros(step.rows, dtype=torch.long)
         places = torch.zeros(3, step.rows, dtype=torch.long)
-        for sequence in sequences:
-            ids[sequence.row] = sequence.tokens[-1]
-            places[:, sequence.row] = len(sequence) - 1 + sequence.owner.prompt.shift
+        for row, sequence in zip(step.order, sequences, strict=True):
+            ids[row] = sequence.tokens[-1]
+            places[:, row] = len(sequence) - 1 + sequence.owner.prompt.shift
         hidden = self._run(self._text.embed_tokens(ids.to(self.device)), places, step)
-        chosen = torch.tensor([sequence.row for sequence in sequences], device=self.device)
-        return self._model.lm_head(hidden[chosen])
+        return self._model.lm_head(hidden[torch.tensor(step.order, device=self.device)])
 
     @torch.inference_mode()
     def compute(self, pieces: Items[Piece]) -> torch.Tensor:
@@ -114,6 +117,14 @@ class Runner:
         channels = torch.arange(3, device=self.device)[None, :, None]
         values = self._table[channels, raw.int()]
         return values[:, :, None].expand(-1, -1, time, -1).reshape(len(raw), -1)
+
+
+def _tokens_of_memory(shape: Shape, settings: ModelSettings, device: torch.device) -> int:
+    """Tokens there is room for: on a CPU by setting, where one may stand twice, in its row and in the pool."""
+    if device.type == "cpu":
+        return int(settings.kv_memory * 2**30) // (2 * shape.token_bytes)
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(0, int(settings.kv_share * free - settings.vision_memory * 2**30)) // shape.token_bytes
 
 
 def _shape_of(text: Any) -> Shape:

@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qwen3vl_compat.engines.local.attention import attend_piece
 from qwen3vl_compat.engines.local.blocks import Blocks
+from qwen3vl_compat.engines.local.memory import Shape
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence
 
@@ -36,18 +37,6 @@ class _Lazy:
         end = (offset + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
             self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
-
-
-class Shape:
-    """The sizes of a text model's keys and values."""
-
-    def __init__(self, layers: int, kv_heads: int, width: int, dtype: torch.dtype) -> None:
-        self.layers, self.kv_heads, self.width, self.dtype = layers, kv_heads, width, dtype
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes that one token's keys and values take."""
-        return 2 * self.layers * self.kv_heads * self.width * self.dtype.itemsize
 
 
 class Slots:
@@ -90,7 +79,7 @@ class Slots:
         ends = torch.zeros(rows, dtype=torch.long)
         for sequence in sequences:
             ends[sequence.row] = len(sequence)
-        return _Decode(self._rows.tensor, ends, self._spare)
+        return _Decode(self._rows.tensor, ends, self._spare, [sequence.row or 0 for sequence in sequences])
 
     def piece_step(self, pieces: Items[Piece]) -> "_Pieces":
         """Pieces of prompts, one behind the other."""
@@ -100,11 +89,11 @@ class Slots:
 class _Decode:
     """One token for each row; `ends` [rows] is the length with it, 0 for a row that takes no part."""
 
-    def __init__(self, memory: torch.Tensor, ends: torch.Tensor, spare: int) -> None:
-        self.rows = rows = len(ends)
-        self._memory = memory[:, :, :rows]
+    def __init__(self, memory: torch.Tensor, ends: torch.Tensor, spare: int, order: list[int]) -> None:
+        self.rows, self.order = len(ends), order
+        self._memory = memory[:, :, : self.rows]
         self._window = min(-(-int(ends.max()) // WINDOW) * WINDOW, spare)
-        self._each = torch.arange(rows)
+        self._each = torch.arange(self.rows)
         self._places = torch.where(ends > 0, ends - 1, spare)
         seen = torch.arange(self._window) < ends.clamp(min=1)[:, None]
         self._mask = torch.zeros(seen.shape, dtype=memory.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
