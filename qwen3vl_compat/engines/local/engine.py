@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import secrets
 import threading
 import time
@@ -22,6 +23,9 @@ from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.settings import Settings
 
 log = logging.getLogger(__name__)
+
+LOST = 70
+"""The process's exit status when the device or the engine itself failed: whoever started it should start it again."""
 
 
 class LocalEngine:
@@ -170,4 +174,10 @@ class LocalEngine:
             return
         finally:
             self._ready.set()
-        self._worker.run()
+        try:
+            self._worker.run()
+        except Exception:
+            log.exception("the engine failed; the process ends with status %d", LOST)
+            self._worker.end_all(EngineFailed("The engine failed."))
+            time.sleep(1)  # for the errors to go out
+            os._exit(LOST)

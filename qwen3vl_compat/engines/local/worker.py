@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from typing import TypeVar
 
@@ -77,7 +77,7 @@ class Worker:
                     self._news.wait()
             self.turn()
             if self._closing:
-                self._end_all(Overloaded("The server is stopping.", retry_after=5))
+                self.end_all(Overloaded("The server is stopping.", retry_after=5))
                 return
 
     def turn(self) -> None:
@@ -135,11 +135,11 @@ class Worker:
             if not sequence.owner.started:
                 sequence.owner.started = True
                 self._out.append((sequence.owner, Started(sequence.owner.prompt.usage)))
-        self._attempt(self._decode, plan.decodes)
+        self._decode(plan.decodes)
         if plan.decodes:
             self._flush()
         began = time.monotonic()
-        self._attempt(self._compute, [piece for piece in plan.pieces if piece.sequence.row is not None])
+        self._compute([piece for piece in plan.pieces if piece.sequence.row is not None])
         if plan.pieces:
             tokens = sum(piece.end - piece.start for piece in plan.pieces)
             speed = tokens / max(1e-4, time.monotonic() - began)
@@ -152,22 +152,30 @@ class Worker:
             return most
         return max(16, min(most, int(self._speed * self._settings.piece_seconds)))
 
-    def _attempt(self, call: Callable[[Items[T]], None], items: list[T]) -> None:
-        """Run a call over all items; if that fails, one by one, so that only those fail which do so alone."""
+    def _isolated(
+        self, call: Callable[[Items[T]], torch.Tensor], items: list[T]
+    ) -> Iterator[tuple[list[T], torch.Tensor]]:
+        """The call over all items; if that fails, over each alone, so that only those fail which do so alone."""
         if not items:
             return
         try:
-            call(items)
+            result = call(items)
+        except torch.AcceleratorError:
+            raise  # the device is lost, with all that stood in its memory
         except Exception as error:
             if _out_of_memory(error):
                 self._shed()
             elif len(items) > 1:
                 for item in items:
-                    self._attempt(call, [item])
+                    yield from self._isolated(call, [item])
             else:
-                job = (items[0].sequence if isinstance(items[0], Piece) else items[0]).owner
-                log.exception("request %s failed in the engine", job.request.id)
-                self._fail(job, EngineFailed("The engine failed on this request."))
+                self._fail_alone((items[0].sequence if isinstance(items[0], Piece) else items[0]).owner, error)
+        else:
+            yield items, result
+
+    def _fail_alone(self, job: Job, error: Exception) -> None:
+        log.error("request %s failed in the engine", job.request.id, exc_info=error)
+        self._fail(job, EngineFailed("The engine failed on this request."))
 
     def _shed(self) -> None:
         """Give up the request that holds most memory, so that the others can go on."""
@@ -177,24 +185,24 @@ class Worker:
             self._sequences[largest][0].owner, Overloaded("There is no memory for this request now.", retry_after=10)
         )
 
-    def _decode(self, sequences: Items[Sequence]) -> None:
-        logits = self.runner.decode(sequences)
-        for sequence in sequences:
-            before, sequence.computed = sequence.computed, len(sequence)
-            self._publish(sequence, before)
-        self._extend(logits, list(enumerate(sequences)))
+    def _decode(self, sequences: list[Sequence]) -> None:
+        for decoded, logits in self._isolated(self.runner.decode, sequences):
+            for sequence in decoded:
+                before, sequence.computed = sequence.computed, len(sequence)
+                self._publish(sequence, before)
+            self._extend(logits, list(enumerate(decoded)))
 
-    def _compute(self, pieces: Items[Piece]) -> None:
-        logits = self.runner.compute(pieces)
-        complete: list[tuple[int, Sequence]] = []
-        for row, piece in enumerate(pieces):
-            sequence = piece.sequence
-            self.scheduler.computed(piece)
-            self._publish(sequence, piece.start)
-            self.runner.vision.let_go(sequence)
-            if piece.end == len(sequence):
-                complete += [(row, each) for each in (sequence, *self._fork(sequence))]
-        self._extend(logits, complete)
+    def _compute(self, pieces: list[Piece]) -> None:
+        for computed, logits in self._isolated(self.runner.compute, pieces):
+            complete: list[tuple[int, Sequence]] = []
+            for row, piece in enumerate(computed):
+                sequence = piece.sequence
+                self.scheduler.computed(piece)
+                self._publish(sequence, piece.start)
+                self.runner.vision.let_go(sequence)
+                if piece.end == len(sequence):
+                    complete += [(row, each) for each in (sequence, *self._fork(sequence))]
+            self._extend(logits, complete)
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         others = [sequence.fork(choice) for choice in range(1, sequence.forks + 1)]
@@ -213,16 +221,24 @@ class Worker:
         """Draw each sequence's next token and show what it completes."""
         wanted = [(row, each.owner.answers[each.choice].chooser, each.made) for row, each in rows]
         for token, (_, sequence) in zip(choose_all(logits, wanted), rows, strict=True):
-            sequence.append(token)
-            job: Job = sequence.owner
-            dialect = job.answers[sequence.choice].dialect
-            ended = token in self._end_ids
-            if not ended and (text := dialect.push(token)):
-                self._out.append((job, TextDelta(sequence.choice, text, sequence.made)))
-            if ended or dialect.stopped:
-                self._finish(sequence, "stop")
-            elif sequence.made >= job.limit:
-                self._finish(sequence, "length")
+            try:
+                self._take(sequence, token)
+            except Exception as error:
+                self._fail_alone(sequence.owner, error)
+
+    def _take(self, sequence: Sequence, token: int) -> None:
+        job: Job = sequence.owner
+        if id(job) not in self._sequences:  # another choice of it has failed in this very step
+            return
+        sequence.append(token)
+        dialect = job.answers[sequence.choice].dialect
+        ended = token in self._end_ids
+        if not ended and (text := dialect.push(token)):
+            self._out.append((job, TextDelta(sequence.choice, text, sequence.made)))
+        if ended or dialect.stopped:
+            self._finish(sequence, "stop")
+        elif sequence.made >= job.limit:
+            self._finish(sequence, "length")
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         job: Job = sequence.owner
@@ -254,7 +270,11 @@ class Worker:
         self._end(job)
         self._out.append((job, error))
 
-    def _end_all(self, error: ApiError) -> None:
+    def end_all(self, error: ApiError) -> None:
+        """End every request with this error."""
+        with self._news:
+            jobs, self._inbox = self._inbox, []
+        self._out += [(job, error) for job in jobs]
         for sequences in list(self._sequences.values()):
             self._fail(sequences[0].owner, error)
         self._flush()
