@@ -53,6 +53,10 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """auto is the checkpoint's own on a GPU and float32 on a CPU."""
     default_max_tokens: Annotated[int, Meta(ge=0)] = 0
     """Room for an answer when the request names none, tokens; 0 is 4,096, or 32,768 for a thinking model."""
+    max_model_len: Annotated[int, Meta(ge=0)] = 0
+    """Tokens of prompt and answer together; 0 is all the checkpoint reads, as far as the memory goes."""
+    yarn: Annotated[float, Meta(ge=1, le=16)] = 1.0
+    """Factor by which YaRN stretches the checkpoint's native length: 4 makes a million of 262,144."""
     max_waiting: Positive = 256
     """Requests that may wait for the engine; one more is refused with 503."""
     max_wait: Seconds = 120

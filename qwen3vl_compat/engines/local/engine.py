@@ -6,6 +6,7 @@ import os
 import secrets
 import threading
 import time
+from dataclasses import replace
 
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
@@ -20,7 +21,7 @@ from qwen3vl_compat.errors import EngineFailed, InvalidRequest, NotFound, Overlo
 from qwen3vl_compat.events import Events, Usage
 from qwen3vl_compat.media.image import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
-from qwen3vl_compat.settings import Settings
+from qwen3vl_compat.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ class LocalEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.model
-        self.checkpoint: Checkpoint = read_checkpoint(self._settings.path or str(MODEL), self._settings.revision)
+        self.checkpoint: Checkpoint = _with_context(
+            read_checkpoint(self._settings.path or str(MODEL), self._settings.revision), self._settings
+        )
         checkpoint = self.checkpoint
         self._prompts = PromptBuilder(checkpoint)
         self._info = ModelInfo(
@@ -77,6 +80,13 @@ class LocalEngine:
         await asyncio.to_thread(self._ready.wait)
         if self._failure is not None:
             raise self._failure
+        assert self._worker is not None
+        runner = self._worker.runner
+        log.info(
+            "context %d tokens; room for %d tokens of keys and values in %.2f GiB; %s",
+            self.checkpoint.context, runner.blocks.tokens, runner.blocks.tokens * runner.token_bytes / 2**30,
+            runner.device,
+        )  # fmt: skip
 
     async def close(self) -> None:
         """End the thread after the step it is in."""
@@ -181,3 +191,14 @@ class LocalEngine:
             self._worker.end_all(EngineFailed("The engine failed."))
             time.sleep(1)  # for the errors to go out
             os._exit(LOST)
+
+
+def _with_context(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:
+    """The checkpoint as it is to be served: its native length, stretched by YaRN, cut to what was asked for."""
+    longest = int(checkpoint.context * settings.yarn)
+    if settings.max_model_len > longest:
+        raise EngineUnusable(
+            f"The setting model.max_model_len asks for {settings.max_model_len} tokens; this checkpoint reads "
+            f"{longest} at model.yarn = {settings.yarn:g}."
+        )
+    return replace(checkpoint, context=settings.max_model_len or longest)

@@ -31,13 +31,16 @@ class Runner:
             raise EngineUnusable("The settings ask for a CUDA device and this machine shows none.")
         self.device = torch.device("cuda" if cuda else "cpu")
         self._spec = checkpoint.spec
-        self._model = _load(checkpoint, settings.dtype, cuda)
+        self._model = _load(checkpoint, settings, cuda)
         attention.register(self._model)
         self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
         shape = _shape_of(self._text)
         self.vision = Vision(self._encode, int(settings.vision_memory * 2**30))
         self.blocks = Blocks(_tokens_of_memory(shape, settings, self.device) // settings.kv_block, settings.kv_block)
+        self.token_bytes = shape.token_bytes * (1 if cuda else 2)
+        """Memory that is set aside for each token."""
+        _check_room(checkpoint.context, self.blocks.tokens, self.token_bytes, asked=settings.max_model_len)
         self.memory: Memory = (
             Pages(shape, self.blocks, self.device)
             if cuda
@@ -127,6 +130,17 @@ def _tokens_of_memory(shape: Shape, settings: ModelSettings, device: torch.devic
     return max(0, int(settings.kv_share * free - settings.vision_memory * 2**30)) // shape.token_bytes
 
 
+def _check_room(context: int, tokens: int, token_bytes: int, *, asked: int) -> None:
+    """Refuse to start with a context that was asked for and cannot be kept, or with hardly any memory at all."""
+    if tokens < min(context, max(asked, 256)):
+        asked = max(asked, 256)
+        raise EngineUnusable(
+            f"A context of {asked} tokens takes {asked * token_bytes / 2**30:.2f} GiB for keys and values; there is "
+            f"room for {tokens} tokens in {tokens * token_bytes / 2**30:.2f} GiB. Lower model.max_model_len or raise "
+            "the memory."
+        )
+
+
 def _shape_of(text: Any) -> Shape:
     config = text.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -144,13 +158,24 @@ def pixel_table(checkpoint: Checkpoint) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values[:, 0], dtype=np.float32))
 
 
-def _load(checkpoint: Checkpoint, dtype: str, cuda: bool) -> Any:
-    chosen = ("auto" if cuda else "float32") if dtype == "auto" else dtype
+def _stretched(checkpoint: Checkpoint, factor: float) -> Any:
+    """The checkpoint's configuration with YaRN (Peng et al., 2023) over its native length; M-RoPE's sections stay."""
+    config: Any = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    text = config.text_config
+    rope = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": text.max_position_embeddings}
+    text.rope_parameters = {**text.rope_parameters, **rope}
+    text.max_position_embeddings = int(text.max_position_embeddings * factor)
+    return config
+
+
+def _load(checkpoint: Checkpoint, settings: ModelSettings, cuda: bool) -> Any:
+    chosen = ("auto" if cuda else "float32") if settings.dtype == "auto" else settings.dtype
     transformers.utils.logging.disable_progress_bar()
     model_class = getattr(transformers, checkpoint.architecture)
     try:
         model, report = model_class.from_pretrained(
             checkpoint.folder,
+            **({"config": _stretched(checkpoint, settings.yarn)} if settings.yarn > 1 else {}),
             dtype=chosen if chosen == "auto" else getattr(torch, chosen),
             device_map="auto" if cuda else None,
             attn_implementation="sdpa",
