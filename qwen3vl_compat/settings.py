@@ -33,6 +33,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """A request may take this long; `X-Server-Timeout` can only lower it."""
     grace: Seconds = 30
     """Running answers may go on this long after a signal to stop."""
+    open_metrics: bool = False
+    """Serve /metrics without a key; otherwise it takes an admin key."""
     max_body: Positive = 64 * 2**20
     body_idle: Seconds = 10
     body_total: Seconds = 60

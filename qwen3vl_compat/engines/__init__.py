@@ -1,7 +1,10 @@
 """What answers requests. An engine turns a checked Request into Events and knows nothing of HTTP, tenants or money."""
 
 import importlib
+from collections.abc import Iterable
 from typing import Protocol
+
+from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.events import Events, Usage
 from qwen3vl_compat.media.image import VisionSpec
@@ -36,6 +39,10 @@ class Engine(Protocol):
 
     async def count(self, request: Request) -> Usage:
         """The exact prompt tokens of a request, pictures included, without generating anything."""
+        ...
+
+    def collect(self) -> Iterable[Metric]:
+        """What it tells of itself, for Prometheus."""
         ...
 
     async def start(self) -> None:

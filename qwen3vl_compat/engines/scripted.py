@@ -5,10 +5,11 @@ A word with the white space before it is one token, a picture costs its true num
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from msgspec.structs import replace
+from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.engines.stop import StopStrings
 from qwen3vl_compat.errors import InvalidRequest, NotFound
@@ -47,6 +48,10 @@ class ScriptedEngine:
     def models(self) -> tuple[ModelInfo, ...]:
         """The one name it answers to."""
         return (ModelInfo(id=self._name, created=0, context=self._context, max_output=self._context),)
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing to tell."""
+        return ()
 
     async def start(self) -> None:
         """Nothing to load."""

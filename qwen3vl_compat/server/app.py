@@ -16,7 +16,7 @@ from qwen3vl_compat.policies.media import checked_media
 from qwen3vl_compat.server import google_routes, health, model_routes, openai_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
-from qwen3vl_compat.server.door import FindKey, door, exchange_of, failures
+from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, exchange_of, failures
 from qwen3vl_compat.settings import Settings
 
 Http = HttpRequest[Any, Any, Any]
@@ -42,6 +42,7 @@ def build_routes(service: Service) -> Litestar:
             model_routes.get_model,
             health.livez,
             health.readyz,
+            health.metrics,
         ],
         dependencies={"service": Provide(the_service)},
         exception_handlers={
@@ -58,7 +59,8 @@ def build_routes(service: Service) -> Litestar:
 
 def build_app(service: Service, find_key: FindKey) -> ASGIApp:
     """The whole application, as a server runs it."""
-    return door(build_routes(service), find_key)
+    open_paths = OPEN_PATHS | ({METRICS} if service.settings.server.open_metrics else set[str]())
+    return door(build_routes(service), find_key, open_paths)
 
 
 def _encoded(request: Http, error: ApiError, extra: dict[str, str] | None = None) -> Response[bytes]:

@@ -4,7 +4,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Protocol
 from urllib.parse import parse_qs
 
@@ -21,6 +21,7 @@ failures = logging.getLogger("qwen3vl_compat.failures")
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Paths served without a key; every other path needs one."""
+METRICS = "/metrics"
 
 
 _UNREAD = frozenset({401, 403, 408, 413, 415, 431})
@@ -83,7 +84,7 @@ def exchange_of(scope: Scope) -> Exchange:
     return scope["state"]["exchange"]
 
 
-def door(app: ASGIApp, find_key: FindKey) -> ASGIApp:
+def door(app: ASGIApp, find_key: FindKey, open_paths: Set[str] = OPEN_PATHS) -> ASGIApp:
     """Wrap the application; nothing behind it runs for a request without a key, save on the open paths."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +96,7 @@ def door(app: ASGIApp, find_key: FindKey) -> ASGIApp:
         tell = _telling(exchange, send)
         try:
             check_head(scope["headers"])
-            if exchange.path not in OPEN_PATHS:
+            if exchange.path not in open_paths:
                 exchange.caller = admit(exchange, find_key)
             await app(scope, receive, tell)
         except ApiError as error:
@@ -135,8 +136,9 @@ def admit(exchange: Exchange, find_key: FindKey) -> Caller:
         raise Forbidden("The tenant of this API key is suspended.")
     if not key.usable:
         raise Unauthorized("The API key has expired or was revoked.")
-    if key.admin:
-        raise Forbidden("This is an admin key; it cannot call models.")
+    if key.admin != (exchange.path == METRICS):
+        kind = "an admin key; it cannot call models" if key.admin else "no admin key; this path takes one"
+        raise Forbidden(f"This is {kind}.")
     return Caller(key.tenant, key.public)
 
 

@@ -1,9 +1,11 @@
-"""Is it alive, can it take work: three open routes."""
+"""Is it alive, can it take work, how is it doing."""
 
 from typing import Any
 
 from litestar import Response, get
 from litestar.di import NamedDependency
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from qwen3vl_compat.server.answer import Service
 
@@ -21,3 +23,11 @@ async def readyz(service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     models = [model.id for model in service.engine.models()]
     body = {"status": state, "models": models, "running": service.lifecycle.running}
     return Response(body, status_code=200 if service.ready else 503)
+
+
+@get("/metrics")
+async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
+    """The engine's figures in Prometheus' text form."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(service.engine)  # pyright: ignore[reportArgumentType]
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

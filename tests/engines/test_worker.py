@@ -85,6 +85,19 @@ async def test_a_crowd_that_hangs_up_leaves_nothing_behind(engine: LocalEngine) 
     await idle(engine)
 
 
+async def test_metrics_tell_what_happened(engine: LocalEngine) -> None:
+    for _ in range(2):
+        await outcome(engine, ask(engine, "Read the text. " * 20, picture=True))
+    await idle(engine)
+    told = {sample.name: sample.value for metric in engine.collect() for sample in metric.samples}
+    assert told["qwen3vl_first_token_seconds_count"] == 2
+    assert told["qwen3vl_inter_token_seconds_count"] == told["qwen3vl_generated_tokens_total"] - 2
+    assert told["qwen3vl_prefix_hits_total"] >= 32
+    assert (told["qwen3vl_running"], told["qwen3vl_waiting"], told["qwen3vl_kv_used_ratio"]) == (0, 0, 0)
+    assert (told["qwen3vl_vision_queries_total"], told["qwen3vl_vision_hits_total"]) == (1, 0)
+    assert told["qwen3vl_vision_bytes"] > 0
+
+
 async def counted(events: Any) -> AsyncIterator[tuple[int, Any]]:
     place = 0
     async for event in events:
@@ -160,7 +173,7 @@ async def test_a_full_queue_and_a_long_wait_are_refused(monkeypatch: pytest.Monk
 
 
 async def test_what_can_never_fit_is_told_so() -> None:
-    engine = await started(kv_memory=0.001)
+    engine = await started(kv_memory=0.003)
     assert engine._worker is not None
     room = engine._worker.scheduler.blocks.tokens
     refused = await outcome(engine, ask(engine, "x " * room))

@@ -61,6 +61,20 @@ async def test_every_post_answers_200(service: Service) -> None:
     assert all(handler.status_code == 200 for handler in posts)
 
 
+async def test_metrics_take_an_admin_key_unless_set_open(service: Service, tmp_path: Path) -> None:
+    keys = Keys(open_database(tmp_path / "state"))
+    first = keys.ensure_first()
+    assert first is not None
+    for opened, key, status in (
+        (False, first.admin.secret_text, 200), (False, first.model.secret_text, 403), (False, "", 401), (True, "", 200),
+    ):  # fmt: skip
+        served = build_service(Settings(server=ServerSettings(open_metrics=opened)), ScriptedEngine())
+        transport = httpx.ASGITransport(app=build_app(served, keys.find))  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://t") as made:
+            answer = await made.get("/metrics", headers={"authorization": f"Bearer {key}"} if key else {})
+        assert answer.status_code == status
+
+
 async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/chat/completions")
     assert answer.status_code == 405

@@ -6,7 +6,10 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+
+from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
@@ -72,6 +75,10 @@ class LocalEngine:
     def models(self) -> tuple[ModelInfo, ...]:
         """The one checkpoint, under the name it is served by."""
         return (self._info,)
+
+    def collect(self) -> Iterable[Metric]:
+        """Queue, memory, tokens and times."""
+        return self._worker.metrics.collect() if self._worker is not None else ()
 
     async def start(self) -> None:
         """Load the weights in the device's own thread."""

@@ -31,7 +31,8 @@ class Job:
         self.request, self.prompt, self.limit, self.answers = request, prompt, limit, answers
         self.made = [0] * len(answers)
         """Tokens of the choices that have ended."""
-        self.open = len(answers)
+        self.last_token: list[float | None] = [None] * len(answers)
+        """When each choice's newest token came, on the monotonic clock."""
         self.started = self.cancelled = False
         self.since = time.monotonic()
         self._waiting: list[Event] = []

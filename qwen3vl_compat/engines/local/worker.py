@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from qwen3vl_compat.engines.local.job import Job
+from qwen3vl_compat.engines.local.metrics import Metrics
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import choose_all
 from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
@@ -39,6 +40,7 @@ class Worker:
     ) -> None:
         self.runner, self._settings, self._end_ids, self._deliver = runner, settings, end_ids, deliver
         self.scheduler = Scheduler(runner.blocks, settings.max_rows, runner.vision.patches)
+        self.metrics = Metrics(self.scheduler, runner.vision)
         self.stepping_since: float | None = None
         """When the step under way began."""
         self._inbox: list[Job] = []
@@ -134,6 +136,7 @@ class Worker:
                 self.runner.memory.restore(sequence)
             if not sequence.owner.started:
                 sequence.owner.started = True
+                self.metrics.prompt_tokens.inc(sequence.prompt_length)
                 self._out.append((sequence.owner, Started(sequence.owner.prompt.usage)))
         self._decode(plan.decodes)
         if plan.decodes:
@@ -231,6 +234,7 @@ class Worker:
         if id(job) not in self._sequences:  # another choice of it has failed in this very step
             return
         sequence.append(token)
+        self._clock(job, sequence)
         dialect = job.answers[sequence.choice].dialect
         ended = token in self._end_ids
         if not ended and (text := dialect.push(token)):
@@ -239,6 +243,15 @@ class Worker:
             self._finish(sequence, "stop")
         elif sequence.made >= job.limit:
             self._finish(sequence, "length")
+
+    def _clock(self, job: Job, sequence: Sequence) -> None:
+        now, last = time.monotonic(), job.last_token[sequence.choice]
+        job.last_token[sequence.choice] = now
+        self.metrics.tokens.inc()
+        if last is not None:
+            self.metrics.between_tokens.observe(now - last)
+        elif sequence.choice == 0:
+            self.metrics.first_token.observe(now - job.since)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
         job: Job = sequence.owner
