@@ -107,13 +107,20 @@ def _refuse_unless_whole(path: Path) -> None:
         raise DatabaseUnusable(f"{path} is empty (0 bytes), which no database of ours ever is; {_ADVICE}.")
     if header[:16] != b"SQLite format 3\0":
         raise DatabaseUnusable(f"{path} is not an SQLite database; {_ADVICE}.")
-    log = path.with_name(f"{FILE}-wal")
-    if log.exists() and log.stat().st_size:
+    if _size(path.with_name(f"{FILE}-wal")):
         return  # pages may still wait in the log: SQLite, which reads both, judges the length itself
     page = int.from_bytes(header[16:18], "big")
     expected = (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
     if path.stat().st_size < max(expected, _SMALLEST):
         raise DatabaseUnusable(f"{path} is cut off: it ends before its own header says; {_ADVICE}.")
+
+
+def _size(path: Path) -> int:
+    """Bytes in a file that another process may remove at any moment; 0 when it is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _examine(path: Path) -> str:

@@ -9,8 +9,8 @@ from tests.serving import Served
 
 def test_a_sample(demo: Served) -> None:
     marks = examine(demo.url, demo.key, count=48, seed=7)["all"]
-    # The card's figure is 0.65; the aim, 0.90, is what `make slow` holds the model to.
-    assert sum(marks) >= 0.5 * len(marks), f"{sum(marks)} of {len(marks)}"
+    # The card's figure is 0.93; the promise, 0.90 on 504 pictures, is what `make slow` holds the model to.
+    assert sum(marks) >= 0.85 * len(marks), f"{sum(marks)} of {len(marks)}"
 
 
 @pytest.mark.slow

@@ -166,12 +166,7 @@ def test_the_exact_native_request(demo: Served) -> None:
     url = demo.url + "/v1/models/qwen3-vl:generateContent"
     answer = httpx.post(url, json=body, headers={"x-goog-api-key": demo.key}, timeout=60)
     assert answer.status_code == 200, answer.text
-    content = answer.json()["candidates"][0]["content"]
-    assert content["role"] == "model"
-    assert content["parts"][0]["text"]
-    body["generation_config"] = {"temperature": 0}  # at 0.5 the model may take O for 0
-    steady = httpx.post(url, json=body, headers={"x-goog-api-key": demo.key}, timeout=60)
-    assert steady.json()["candidates"][0]["content"]["parts"] == [{"text": "HELLO42"}]
+    assert answer.json()["candidates"][0]["content"] == {"parts": [{"text": "HELLO42"}], "role": "model"}
 
 
 def test_native_stream_without_sse_is_a_json_array(demo: Served) -> None:
