@@ -221,7 +221,7 @@ class Scheduler:
         """Make blocks that were filled since `before` tokens known to all: (place in the sequence, block) of each."""
         size = self.blocks.size
         first, last = before // size, sequence.computed // size
-        names = sequence.names(size, last)
+        names = sequence.names(size, last) if last > first else []
         return [
             (place, sequence.blocks[place])
             for place in range(first, last)
