@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / ".build" / "qwen3-tokenizer"
 TEMPLATE = ROOT / "qwen3vl_compat" / "demo" / "chat_template.jinja"
 NEVER = 151_935
-"""An id that no token has; its row of the output layer is made unlikely."""
+"""An id that no token has."""
+CONTROL = 151_643
+"""The first control token. Their rows, and those of ids without a token, are made so small that none is ever chosen."""
 
 
 def write_checkpoint(folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> None:
@@ -47,7 +49,7 @@ def write_checkpoint(folder: Path, text: dict[str, Any] | None = None, vision: d
     model: Any = Qwen3VLForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
-        model.lm_head.weight[NEVER] = -model.lm_head.weight.abs().max()
+        model.lm_head.weight[CONTROL:] *= 0.001
     model.generation_config = GenerationConfig(do_sample=False, eos_token_id=[NEVER], pad_token_id=151_643)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):

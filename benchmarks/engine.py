@@ -135,7 +135,8 @@ def started(command: list[str], url: str, path: str, log: Path) -> Iterator[None
 
 def ours(checkpoint: Path, work: Path, port: int) -> list[str]:
     """The command that starts this server."""
-    command = [sys.executable, "-m", "qwen3vl_compat", "serve", "--port", str(port), "--state-dir", str(work / "state")]
+    state = str(work / f"state-{port}")
+    command = [sys.executable, "-m", "qwen3vl_compat", "serve", "--port", str(port), "--state-dir", state]
     return [*command, "--model", str(checkpoint)]
 
 
@@ -154,7 +155,7 @@ def measure(name: str, checkpoint: Path, work: Path, runs: Runs) -> tuple[dict[s
     os.environ["QWEN3VL_MODEL__DTYPE"] = "bfloat16"
     log, figures = work / f"{name}.log", dict[str, Body]()
     with started(command, url, "/readyz" if own else "/health", log):
-        key = next((word for word in log.read_text().split() if word.startswith("sk-")), "") if own else "none"
+        key = next(word for word in log.read_text().split() if word.startswith("sk-")) if own else "none"
         model = "qwen3-vl" if own else str(checkpoint)
         for kind, content in workloads().items():
             asyncio.run(loop(url, key, model, content, 1, 1))
