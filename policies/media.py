@@ -6,19 +6,24 @@ from functools import partial
 from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.media.image import VisionSpec, decode_image
+from qwen3vl_compat.media.image import VisionSpec, announced_tokens, decode_image
 from qwen3vl_compat.messages import Image, Message, Part, Request
 from qwen3vl_compat.policies import Prepare
 from qwen3vl_compat.settings import MediaSettings
 
 
-def checked_media(spec: VisionSpec, limits: MediaSettings) -> Prepare:
-    """The step that turns each received Image of a request into a checked Picture."""
+def checked_media(spec: VisionSpec, limits: MediaSettings, context: int) -> Prepare:
+    """The step that turns each received Image of a request into a checked Picture.
+
+    Pictures that together take more than `context` tokens are refused by what their headers say, before any is decoded.
+    """
     # Two pictures at once: each may take hundreds of megabytes, and the threads serve other work too.
-    return partial(_prepare, spec, limits, asyncio.Semaphore(2))
+    return partial(_prepare, spec, limits, context, asyncio.Semaphore(2))
 
 
-async def _prepare(spec: VisionSpec, limits: MediaSettings, decoding: asyncio.Semaphore, request: Request) -> Request:
+async def _prepare(
+    spec: VisionSpec, limits: MediaSettings, context: int, decoding: asyncio.Semaphore, request: Request
+) -> Request:
     images = [part for message in request.messages for part in message.parts if isinstance(part, Image)]
     if not images:
         return request
@@ -33,6 +38,14 @@ async def _prepare(spec: VisionSpec, limits: MediaSettings, decoding: asyncio.Se
                 param=image.param,
                 code="image_too_large",
             )
+    announced = sum(announced_tokens(image.data, spec) for image in images)
+    if announced > context:
+        raise InvalidRequest(
+            f"Input tokens exceed the configured limit of {context} tokens: the pictures alone take {announced} "
+            "(context_length_exceeded)",
+            param=images[-1].param,
+            code="context_length_exceeded",
+        )
     return replace(request, messages=tuple([await _checked(message, spec, decoding) for message in request.messages]))
 
 

@@ -3,11 +3,15 @@
 import argparse
 import base64
 import logging
+import os
+import shutil
 import socket
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+
+from sqlalchemy.exc import OperationalError
 
 from qwen3vl_compat import __version__
 from qwen3vl_compat.accounts.database import DatabaseUnusable, open_database
@@ -24,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OperationalError as error:  # another process holds the lock, or the disk is full
+        print(f"qwen3vl-compat: the database cannot be used now: {error.orig}", file=sys.stderr)
+        sys.exit(1)
     except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey, ValueError) as error:
         print(f"qwen3vl-compat: {error}", file=sys.stderr)
         sys.exit(1)
@@ -115,7 +122,7 @@ def _welcome(settings: Settings, keys: Keys) -> str:
     if not settings.model.path:
         lines += [
             "This is the bundled demonstration model: it only reads one short line of text in a picture.",
-            "For the real one: qwen3vl-compat serve --model Qwen/Qwen3-VL-4B-Instruct",
+            f"For the real one: {_program()} serve --model Qwen/Qwen3-VL-4B-Instruct",
             "",
         ]
     if first is not None:
@@ -129,8 +136,14 @@ def _welcome(settings: Settings, keys: Keys) -> str:
         shown = "$KEY"
         usable = [key for key in keys.list() if key.usable]
         lines += [f"Key {key.public}  tenant '{key.tenant}'{'  admin' if key.admin else ''}" for key in usable[:10]]
-        lines += ["Another key: qwen3vl-compat keys create --tenant default"]
+        lines += [f"Another key: {_program()} keys create --tenant default"]
     return "\n".join([*lines, "", "Try it:", _first_try(address, settings.model.name, shown), ""])
+
+
+def _program() -> str:
+    """This command as it can be typed here: an environment that is not active is not on the path."""
+    here = Path(sys.executable).with_name("qwen3vl-compat")
+    return "qwen3vl-compat" if shutil.which("qwen3vl-compat") or not here.exists() else os.path.relpath(here)
 
 
 def _first_try(address: str, model: str, key: str) -> str:
@@ -141,7 +154,7 @@ def _first_try(address: str, model: str, key: str) -> str:
         '{"type":"text","text":"Read the text."}'
     )
     return (
-        f"curl {address}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
+        f'curl {address}/v1/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" '
         f'-d \'{{"model":"{model}","messages":[{{"role":"user","content":[{parts}]}}]}}\''
     )
 

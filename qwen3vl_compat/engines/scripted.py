@@ -67,7 +67,10 @@ class ScriptedEngine:
         """Words, plus four tokens a message for its frame, plus the slots of the pictures."""
         self._check_model(request)
         parts = [part for message in request.messages for part in message.parts]
-        words = sum(len(WORD.findall(part.text)) for part in parts if isinstance(part, Text))
+        texts = [part.text for part in parts if isinstance(part, Text)]
+        if sum(map(len, texts)) > 64 * self._context:
+            raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
+        words = sum(len(WORD.findall(text)) for text in texts)
         slots = sum(self.vision.tokens(part.grid) for part in parts if isinstance(part, Picture))
         return Usage(prompt_text=words + 4 * len(request.messages), prompt_image=slots)
 

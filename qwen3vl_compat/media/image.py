@@ -119,6 +119,16 @@ def _decoders() -> str:
     return " ".join([PIL.__version__, *(str(features.version(part)) for part in parts)])
 
 
+def announced_tokens(data: bytes, spec: VisionSpec) -> int:
+    """Tokens a picture will take by what its header says; 0 for one that will be refused, which says why itself."""
+    kind = kind_of(data)
+    size = size_of(kind, data) if kind in _FORMATS else None
+    try:
+        return spec.tokens((1, *grid_for(*size, spec))) if size and all(size) else 0
+    except InvalidRequest:
+        return 0
+
+
 def decode_image(data: bytes, spec: VisionSpec, param: str | None = None, longest_side: int = LONGEST_SIDE) -> Picture:
     """Check and decode a JPEG, PNG or WebP picture: upright, on white, resampled once, cut into patches.
 

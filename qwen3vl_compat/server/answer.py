@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+import msgspec
 from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -58,18 +59,11 @@ async def streamed_answer(
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
 
-        async def put(body: bytes, *, more: bool) -> None:
-            try:
-                async with asyncio.timeout(service.settings.server.read_idle):
-                    await send({"type": "http.response.body", "body": body, "more_body": more})
-            except TimeoutError:
-                raise Disconnected from None
-
         async def pump() -> None:
             async with aclosing(events), aclosing(encode(request, _rejoined(first, events))) as chunks:
                 async for chunk in chunks:
-                    await put(chunk, more=True)
-            await put(b"", more=False)
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:
             await unless_gone(pump(), receive)
@@ -114,7 +108,7 @@ async def _hang_up(receive: Receive) -> None:
 
 async def _events(service: Service, exchange: Exchange, request: Request) -> Events:
     """The generation inside the request's deadline, counted as running and noted for the log."""
-    _know_model(service, exchange, request)
+    request = _known(service, exchange, request)
     deadline = asyncio.get_running_loop().time() + _allowed(service, exchange)
     with service.lifecycle.work():
         async with aclosing(service.lifecycle.until(service.generate(request), deadline)) as events:
@@ -124,12 +118,13 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
                 yield event
 
 
-def _know_model(service: Service, exchange: Exchange, request: Request) -> None:
-    """Refuse a model that is not served, before any work is spent on its pictures; note the others for the log."""
+def _known(service: Service, exchange: Exchange, request: Request) -> Request:
+    """The request with its caller; a model that is not served is refused before work is spent on its pictures."""
     if request.model not in {model.id for model in service.engine.models()}:
         message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
         raise NotFound(message, param="model", code="model_not_found")
     exchange.model = request.model
+    return msgspec.structs.replace(request, caller=exchange.caller)
 
 
 def _allowed(service: Service, exchange: Exchange) -> float:
@@ -150,11 +145,11 @@ async def counted(service: Service, exchange: Exchange, request: Request, receiv
     """The prompt's tokens, inside the same bounds as a generation."""
 
     async def count() -> Usage:
-        _know_model(service, exchange, request)
+        asked = _known(service, exchange, request)
         with service.lifecycle.work():
             try:
                 async with asyncio.timeout(_allowed(service, exchange)):
-                    return await service.engine.count(await service.prepare(request))
+                    return await service.engine.count(await service.prepare(asked))
             except TimeoutError:
                 raise DeadlineExceeded("The time allowed for this request is over.") from None
 

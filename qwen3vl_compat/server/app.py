@@ -24,7 +24,7 @@ Http = HttpRequest[Any, Any, Any]
 
 def build_service(settings: Settings, engine: Engine) -> Service:
     """The engine behind the chain of policies."""
-    prepare = checked_media(engine.vision, settings.media)
+    prepare = checked_media(engine.vision, settings.media, max(model.context for model in engine.models()))
     return Service(settings, engine, chain(engine.generate, media=prepare), prepare)
 
 

@@ -1,6 +1,7 @@
-"""One client's connection: uvicorn's own, with the bounds on a request's head that it lacks."""
+"""One client's connection: uvicorn's own, with the bounds that it lacks."""
 
 import asyncio
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -11,54 +12,116 @@ HEAD_SECONDS = 20.0
 
 
 class Connection(HttpToolsProtocol):
-    """Closes a connection whose request never gets as far as having a path: heads too slow or without end.
+    """Ends connections that would otherwise be held for ever, with or without a key.
 
-    Heads that do come whole are judged by the door, which can answer on the right wire.
+    These are heads too slow or without end, answers nobody takes, and bodies left over when their request has been
+    answered. Heads that do come whole are judged by the door, which can answer on the right wire.
     """
 
-    _timer: asyncio.TimerHandle | None = None
+    read_seconds = 60.0
+    """Seconds in which a client must take something of what is ready for it."""
+    _head: asyncio.TimerHandle | None = None
+    _write: asyncio.TimerHandle | None = None
     _read = 0
+    _whole = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
         super().connection_made(transport)
-        self._wait()
+        self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
-        self._stop()
+        self._stop_waiting_for_head()
+        self._stop_waiting_for_reader()
         super().connection_lost(exc)
+
+    # ------------------------------------------------------------------------------------------------ heads and bodies
 
     def data_received(self, data: bytes) -> None:
         """Count what comes while a head is incomplete."""
         super().data_received(data)
-        if self._timer is not None:
+        if self._head is not None:
             self._read += len(data)
             if self._read > 2 * HEAD_BYTES:
                 self._refuse(b"431 Request Header Fields Too Large")
 
     def on_message_begin(self) -> None:
-        """A head has begun."""
+        """A head has begun; another request's answer may still be under way."""
         super().on_message_begin()
-        if self._timer is None:
-            self._wait()
+        self._whole = False
+        if self._head is None:
+            self._wait_for_head()
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._stop()
+        self._stop_waiting_for_head()
         super().on_headers_complete()
 
-    def _wait(self) -> None:
-        self._read = 0
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._refuse, b"408 Request Timeout")
+    def on_message_complete(self) -> None:
+        """The body is there."""
+        self._whole = True
+        super().on_message_complete()
 
-    def _stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def on_response_complete(self) -> None:
+        """Nobody will read what is left of a body."""
+        super().on_response_complete()
+        if not self._whole and self._head is None:
+            self.transport.close()
+
+    def _wait_for_head(self) -> None:
+        self._read = 0
+        self._head = self.loop.call_later(HEAD_SECONDS, self._refuse, b"408 Request Timeout")
+
+    def _stop_waiting_for_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
     def _refuse(self, status: bytes) -> None:
-        self._stop()
-        if not self.transport.is_closing():
+        self._stop_waiting_for_head()
+        if self.transport.is_closing():
+            return
+        if self._answering():
+            self.transport.abort()  # nothing may be written into the answer under way
+        else:
             self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
             self.transport.close()
+
+    def _answering(self) -> bool:
+        cycle: Any = self.cycle  # uvicorn declares it as never None, which it is before the first request
+        return cycle is not None and not cycle.response_complete
+
+    # --------------------------------------------------------------------------------------------------------- answers
+
+    def pause_writing(self) -> None:
+        """More is ready than the client takes."""
+        super().pause_writing()
+        if self._write is None:
+            self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        """It takes it."""
+        self._stop_waiting_for_reader()
+        super().resume_writing()
+
+    def _wait_for_reader(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._write = self.loop.call_later(self.read_seconds, self._give_up_unless_less_than, size)
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._write is not None:
+            self._write.cancel()
+            self._write = None
+
+    def _give_up_unless_less_than(self, size: int) -> None:
+        self._write = None
+        if self.transport.get_write_buffer_size() < size:
+            self._wait_for_reader()
+        else:
+            self.transport.abort()
+
+
+def with_patience(read_seconds: float) -> type[Connection]:
+    """Connections that give a client this long to take something of what is ready."""
+    return type("Connection", (Connection,), {"read_seconds": read_seconds})

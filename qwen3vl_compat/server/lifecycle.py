@@ -49,6 +49,9 @@ class Lifecycle:
         try:
             async with aclosing(events) as inner:
                 while True:
+                    # A source that always has an event ready would otherwise never be found late.
+                    if cut.done() or loop.time() >= deadline:
+                        raise self._ended()
                     coming = asyncio.ensure_future(anext(inner))
                     await _first_of(coming, cut, deadline - loop.time())
                     if not coming.done():

@@ -12,7 +12,7 @@ import uvicorn
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
-from qwen3vl_compat.server.connection import Connection
+from qwen3vl_compat.server.connection import with_patience
 from qwen3vl_compat.server.door import FindKey
 from qwen3vl_compat.settings import Settings
 
@@ -24,16 +24,19 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._started = service, started
         self._loop = asyncio.get_running_loop()
+        self._loaded = False
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: Any = None) -> None:
-        """Listen, then say so."""
+        """Listen, so that probes are answered; load the model; then say so."""
         await super().startup(sockets)
+        await self._service.engine.start()
+        self._loaded = True
         self._started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. It is not kept to be raised again later: a drained server ends with status 0."""
-        if self._service.lifecycle.draining:
+        if self._service.lifecycle.draining or not self._loaded:
             os._exit(1)  # a device in the middle of a long step would hold up any other end
         self._service.lifecycle.draining = True
         self._loop.call_soon_threadsafe(self._drain)
@@ -49,11 +52,10 @@ class _Server(uvicorn.Server):
 async def _serve(
     settings: Settings, engine: Engine, find_key: FindKey, listener: socket.socket, started: Callable[[], None]
 ) -> None:
-    await engine.start()
     service = build_service(settings, engine)
     config = uvicorn.Config(
         build_app(service, find_key),  # pyright: ignore[reportArgumentType]
-        http=Connection,
+        http=with_patience(settings.server.read_idle),
         log_config=None,
         access_log=False,
         server_header=False,

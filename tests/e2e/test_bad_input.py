@@ -10,13 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import PIL.Image
 import pytest
 
 from qwen3vl_compat.demo import SAMPLE
+from tests.media.crafted import encoded
 from tests.serving import Served
 
 LEAKS = re.compile(r"0x[0-9a-f]{6}|Errno|Traceback|/[a-z]+/[a-z]+\.py|Error\b|Exception|msgspec|Struct|PIL|\.py\b")
 CHAT, NATIVE = "/v1/chat/completions", "/v1/models/qwen3-vl:generateContent"
+LARGE = "data:image/png;base64," + base64.b64encode(encoded(PIL.Image.new("1", (2048, 2048)), "PNG")).decode()
 PICTURE = base64.b64encode(SAMPLE.read_bytes()).decode()
 
 
@@ -149,6 +152,8 @@ ROWS = [
         code="too_many_media"),
     Row("picture of the assistant", chat(messages=[{"role": "assistant", "content": image("x")["messages"][0]["content"]
         and [{"type": "image_url", "image_url": {"url": "data:image/png;base64," + PICTURE}}]}])),
+    Row("pictures of more tokens than the context", parts(*[{"type": "image_url", "image_url": {"url": LARGE}}] * 9),
+        code="context_length_exceeded"),
     Row("too long", chat(messages=[{"role": "user", "content": "a " * 40_000}]), code="context_length_exceeded"),
     Row("plain text body", b"{}", 415, headers={"content-type": "text/plain"}),
     Row("form body", b"{}", 415, headers={"content-type": "application/x-www-form-urlencoded"}),

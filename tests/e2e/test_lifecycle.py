@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.serving import Served, serving
@@ -63,6 +64,9 @@ def test_a_client_that_stops_reading_is_given_up(tmp_path: Path) -> None:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         assert "status=499" in wait_for_line(served, 20.0)
+        assert not [
+            each for each in psutil.Process(served.process.pid).net_connections() if each.status == "ESTABLISHED"
+        ]
         assert httpx.get(served.url + "/health").json()["running"] == 0
 
 

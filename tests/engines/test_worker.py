@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines.local.engine import LOST, LocalEngine
@@ -83,6 +84,19 @@ async def test_a_crowd_that_hangs_up_leaves_nothing_behind(engine: LocalEngine) 
 
     await asyncio.gather(*(one(number) for number in range(32)))
     await idle(engine)
+
+
+async def test_closing_stops_within_a_step(engine: LocalEngine) -> None:
+    assert engine._worker is not None
+    request = ask(engine, choices=4, max_tokens=5_000)
+    events = engine.generate(replace(request, sampling=Sampling(temperature=2.0, max_tokens=5_000, seed=3)))
+    for _ in range(3):
+        await anext(events)
+    await events.aclose()
+    await asyncio.sleep(0.2)
+    assert not engine._worker.busy
+    told = {sample.name: sample.value for metric in engine.collect() for sample in metric.samples}
+    assert told["qwen3vl_generated_tokens_total"] < 2_000
 
 
 async def test_metrics_tell_what_happened(engine: LocalEngine) -> None:

@@ -12,11 +12,12 @@ import pytest
 from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.engines.scripted import ScriptedEngine
-from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_routes, build_service
 from qwen3vl_compat.server.body import Disconnected, read_json_body
 from qwen3vl_compat.server.door import OPEN_PATHS, Exchange
+from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.settings import ServerSettings, Settings
 
 
@@ -153,3 +154,42 @@ async def test_a_client_that_leaves_while_it_sends() -> None:
 
     with pytest.raises(Disconnected):
         await read_json_body(exchange(), half(), LIMITS)
+
+
+async def test_the_request_says_who_calls(service: Service, tmp_path: Path) -> None:
+    keys = Keys(open_database(tmp_path / "state"))
+    first = keys.ensure_first()
+    assert first is not None
+    callers = []
+    inner = service.engine.generate
+
+    def generate(request: Any) -> Any:
+        callers.append(request.caller)
+        return inner(request)
+
+    service.engine.generate = generate  # type: ignore[method-assign]
+    served = build_service(Settings(), service.engine)
+    transport = httpx.ASGITransport(app=build_app(served, keys.find))  # type: ignore[arg-type]
+    headers = {"authorization": f"Bearer {first.model.secret_text}"}
+    chat = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "Hi"}]}
+    async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as made:
+        assert (await made.post("/v1/chat/completions", json=chat)).status_code == 200
+        native = {"contents": [{"parts": [{"text": "Hi"}]}]}
+        assert (await made.post("/v1beta/models/qwen3-vl:generateContent", json=native)).status_code == 200
+    assert [(caller.tenant != "", caller.key) for caller in callers] == [(True, first.model.key.public)] * 2
+
+
+async def test_a_deadline_holds_though_events_are_always_ready() -> None:
+    async def ready() -> AsyncIterator[int]:
+        for number in range(10**9):
+            yield number
+
+    lifecycle = Lifecycle()
+    with pytest.raises(DeadlineExceeded):
+        async for _ in lifecycle.until(ready(), asyncio.get_running_loop().time() + 0.05):  # type: ignore[arg-type]
+            pass
+    lifecycle.draining = True
+    lifecycle._cut.set()
+    with pytest.raises(Overloaded):
+        async for _ in lifecycle.until(ready(), asyncio.get_running_loop().time() + 60):  # type: ignore[arg-type]
+            pass

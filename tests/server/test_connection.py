@@ -16,6 +16,48 @@ async def test_a_head_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
         await _try_heads(listener)
 
 
+async def _endless(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(500 if scope["path"] == "/endless" else 0):
+        await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+    await send({"type": "http.response.body", "body": b"done", "more_body": False})
+
+
+async def _answers(app: Any, sent: bytes, *, read: bool, patience: float = 0.3) -> tuple[bytes, float]:
+    """What a client gets that sends this and reads, or reads only once the server has let go; and how long it took."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = connection.with_patience(patience)
+        server = uvicorn.Server(uvicorn.Config(app, http=made, lifespan="off", log_config=None))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname(), limit=1024)
+        began = asyncio.get_running_loop().time()
+        try:
+            writer.write(sent)
+            if read:
+                got = await asyncio.wait_for(reader.read(), 5)
+            else:
+                while not server.started or server.server_state.connections:
+                    await asyncio.sleep(0.02)
+                    assert asyncio.get_running_loop().time() - began < 5
+                got = b""
+            return got, asyncio.get_running_loop().time() - began
+        finally:
+            writer.transport.abort()
+            server.should_exit = True
+            await serving
+
+
+async def test_a_client_that_takes_nothing_loses_its_connection() -> None:
+    await _answers(_endless, b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n", read=False)
+
+
+async def test_a_body_nobody_read_ends_the_connection() -> None:
+    head = b"GET /short HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\nx"
+    got, took = await _answers(_endless, head, read=True)
+    assert got.endswith(b"done\r\n0\r\n\r\n")
+    assert took < 2
+
+
 async def _no_app(scope: Any, receive: Any, send: Any) -> None:
     raise AssertionError("nothing was asked")
 
