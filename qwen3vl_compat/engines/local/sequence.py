@@ -40,7 +40,6 @@ class Sequence:
         self.computed = 0
         self.blocks: list[int] = []
         self.row: int | None = None
-        self.cancelled = False
         self._names: list[bytes] = []
 
     def __len__(self) -> int:
