@@ -13,6 +13,7 @@ from qwen3vl_compat.engines.local import attention
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.engines.local.memory import Memory, Shape
+from qwen3vl_compat.engines.local.packed import pack
 from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence
@@ -33,6 +34,8 @@ class Runner:
         self._spec = checkpoint.spec
         self._model = _load(checkpoint, settings, cuda)
         attention.register(self._model)
+        if not cuda:
+            pack(self._model)
         self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
         shape = _shape_of(self._text)
