@@ -23,6 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -62,37 +63,58 @@ def workloads() -> dict[str, Callable[[int], list[Body]]]:
     }
 
 
-async def one(client: httpx.AsyncClient, model: str, content: list[Body]) -> tuple[float, list[float]]:
-    """Seconds to the first token, and the seconds between tokens."""
-    body = {
-        "model": model, "stream": True, "temperature": 0, "max_tokens": TOKENS,
-        "messages": [{"role": "user", "content": content}],
-    }  # fmt: skip
-    began, times = time.perf_counter(), list[float]()
-    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        assert answer.status_code == 200, await answer.aread()
-        async for line in answer.aiter_lines():
-            if '"content":"' in line and '"content":""' not in line:
+class Asker:
+    """A client that costs the machine next to nothing: one kept-alive connection, answers read line by line."""
+
+    def __init__(self, url: str, key: str, model: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port, self._key, self._model = str(parts.hostname), parts.port or 80, key, model
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, content: list[Body]) -> tuple[float, list[float]]:
+        """Seconds to the first token, and the seconds between tokens."""
+        body = json.dumps({
+            "model": self._model, "stream": True, "temperature": 0, "max_tokens": TOKENS,
+            "messages": [{"role": "user", "content": content}],
+        }).encode()  # fmt: skip
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
+            f"authorization: Bearer {self._key}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        self._streams = reader, writer = self._streams or await asyncio.open_connection(self._host, self._port)
+        began, times = time.perf_counter(), list[float]()
+        writer.write(head.encode() + body)
+        while (line := await reader.readline()) != b"0\r\n":
+            assert line, "the connection ended in the middle of an answer"
+            if b'"content":"' in line and b'"content":""' not in line:
                 times.append(time.perf_counter())
-    return times[0] - began, [after - before for before, after in pairwise(times)]
+        await reader.readline()
+        assert times, "an answer without text"
+        return times[0] - began, [after - before for before, after in pairwise(times)]
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._streams is not None:
+            self._streams[1].close()
 
 
 async def loop(url: str, key: str, model: str, content: Callable[[int], list[Body]], at_once: int, count: int) -> Body:
     """`count` requests by `at_once` clients; every answer has TOKENS tokens."""
     numbers = iter(range(count))
     firsts, gaps = list[float](), list[float]()
-    headers = {"authorization": f"Bearer {key}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=600) as client:
 
-        async def work() -> None:
-            for number in numbers:
-                first, between = await one(client, model, content(number + 1000 * at_once))
-                firsts.append(first)
-                gaps.extend(between)
+    async def work() -> None:
+        asker = Asker(url, key, model)
+        for number in numbers:
+            first, between = await asker.ask(content(number + 1000 * at_once))
+            firsts.append(first)
+            gaps.extend(between)
+        asker.close()
 
-        began = time.perf_counter()
-        await asyncio.gather(*(work() for _ in range(at_once)))
-        took = time.perf_counter() - began
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    took = time.perf_counter() - began
     firsts.sort()
     return {
         "tokens/s": round(count * TOKENS / took, 1),
@@ -135,9 +157,20 @@ def started(command: list[str], url: str, path: str, log: Path) -> Iterator[None
 
 def ours(checkpoint: Path, work: Path, port: int) -> list[str]:
     """The command that starts this server."""
-    state = str(work / f"state-{port}")
-    command = [sys.executable, "-m", "qwen3vl_compat", "serve", "--port", str(port), "--state-dir", state]
-    return [*command, "--model", str(checkpoint)]
+    command = [sys.executable, "-m", "qwen3vl_compat", "serve", "--port", str(port)]
+    return [*command, "--state-dir", str(work / "state"), "--model", str(checkpoint)]
+
+
+def new_key(work: Path) -> str:
+    """A key for this server."""
+    command = [sys.executable, "-m", "qwen3vl_compat", "keys", "create", "--state-dir", str(work / "state")]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip()
+
+
+def wait_until_compiled(url: str) -> None:
+    """The decode step is compiled behind the running server, the first time; a server that cannot says so."""
+    while "qwen3vl_compiling 1" in httpx.get(url + "/metrics").text:
+        time.sleep(1)
 
 
 def theirs(checkpoint: Path, port: int) -> list[str]:
@@ -152,10 +185,12 @@ def measure(name: str, checkpoint: Path, work: Path, runs: Runs) -> tuple[dict[s
     port, own = free_port(), name == "qwen3vl-compat"
     url = f"http://127.0.0.1:{port}"
     command = ours(checkpoint, work, port) if own else theirs(checkpoint, port)
-    os.environ["QWEN3VL_MODEL__DTYPE"] = "bfloat16"
+    os.environ |= {"QWEN3VL_MODEL__DTYPE": "bfloat16", "QWEN3VL_SERVER__OPEN_METRICS": "true"}
     log, figures = work / f"{name}.log", dict[str, Body]()
     with started(command, url, "/readyz" if own else "/health", log):
-        key = next(word for word in log.read_text().split() if word.startswith("sk-")) if own else "none"
+        key = new_key(work) if own else "none"
+        if own:
+            wait_until_compiled(url)
         model = "qwen3-vl" if own else str(checkpoint)
         for kind, content in workloads().items():
             asyncio.run(loop(url, key, model, content, 1, 1))

@@ -53,6 +53,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto is the checkpoint's own on a GPU and float32 on a CPU."""
+    compile: bool = True
+    """Compile the decode step on a CPU, behind the running server; the result is kept in the state folder."""
     default_max_tokens: Annotated[int, Meta(ge=0)] = 0
     """Room for an answer when the request names none, tokens; 0 is 4,096, or 32,768 for a thinking model."""
     max_model_len: Annotated[int, Meta(ge=0)] = 0

@@ -22,9 +22,10 @@ from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.dialect import Dialect
 from qwen3vl_compat.engines.local.job import Answer, Job
+from qwen3vl_compat.engines.local.memory import Shape
 from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
-from qwen3vl_compat.engines.local.runner import Runner, _shape_of
+from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser
 from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
@@ -55,9 +56,10 @@ class Bench:
         if (size, paged) not in self.runners:
             tokens = 3 * max(len(prompt.ids) for prompt in self.prompts) + LENGTH
             made = Runner(self.checkpoint, ModelSettings(device="cpu", dtype="float32", kv_block=size, max_rows=6))
-            made.blocks, shape = Blocks(tokens // size, size), _shape_of(made._text)
+            made.blocks, shape = Blocks(tokens // size, size), Shape.of(made._text)
             slots = Slots(shape, 6, self.checkpoint.context, made.blocks)
             made.memory = Pages(shape, made.blocks, made.device) if paged else slots
+            made.decoding = made.decoder(made.memory)
             self.runners[size, paged] = made
         return self.runners[size, paged]
 

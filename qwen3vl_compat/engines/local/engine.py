@@ -8,12 +8,14 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
+from qwen3vl_compat.engines.local.compiling import Compiler
 from qwen3vl_compat.engines.local.dialect import Dialect
 from qwen3vl_compat.engines.local.job import Answer, Job
 from qwen3vl_compat.engines.local.prompt import PromptBuilder, too_long
@@ -37,6 +39,8 @@ class LocalEngine:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.model
+        self._cache = Path(settings.server.state_dir).expanduser() / "compiled"
+        self._compiler: Compiler | None = None
         self.checkpoint: Checkpoint = _with_context(
             read_checkpoint(self._settings.path or str(MODEL), self._settings.revision), self._settings
         )
@@ -94,9 +98,23 @@ class LocalEngine:
             self.checkpoint.context, runner.blocks.tokens, runner.blocks.tokens * runner.token_bytes / 2**30,
             runner.device,
         )  # fmt: skip
+        if self._settings.compile and (recipe := runner.recipe()):
+            self._worker.metrics.compiling = True
+            self._compiler = Compiler(recipe, self._cache, self._compiled)
+            self._compiler.start()
+
+    def _compiled(self, folder: Path | None) -> None:
+        """Called once from the compiler's thread, with what it made."""
+        assert self._worker is not None
+        metrics = self._worker.metrics
+        if folder is not None:
+            metrics.compiled = self._worker.runner.adopt(folder)
+        metrics.compiling = False
 
     async def close(self) -> None:
         """End the thread after the step it is in."""
+        if self._compiler is not None:
+            self._compiler.close()
         if self._worker is not None:
             self._worker.close()
         await asyncio.to_thread(self._thread.join, 10)

@@ -17,6 +17,7 @@ class Metrics:
 
     def __init__(self, scheduler: Scheduler, vision: Vision) -> None:
         self._scheduler, self._vision = scheduler, vision
+        self.compiling = self.compiled = False
         self._registry = registry = CollectorRegistry()
         self.prompt_tokens = Counter("qwen3vl_prompt_tokens", "Prompt tokens of requests begun", registry=registry)
         self.tokens = Counter("qwen3vl_generated_tokens", "Tokens generated", registry=registry)
@@ -40,6 +41,8 @@ class Metrics:
             ("qwen3vl_running", "Answers in the making", len(self._scheduler.running)),
             ("qwen3vl_kv_used_ratio", "Share of the KV blocks in use", blocks.used / max(1, blocks.count)),
             ("qwen3vl_kv_tokens", "Tokens the KV memory holds", blocks.tokens),
+            ("qwen3vl_compiling", "Whether the decode step is being compiled", self.compiling),
+            ("qwen3vl_compiled", "Whether the decode step runs compiled", self.compiled),
             ("qwen3vl_vision_bytes", "Embeddings of pictures in memory", self._vision.bytes),
         ):
             yield GaugeMetricFamily(name, meaning, value)

@@ -8,24 +8,32 @@ import torch
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer that can only be called; its weight is opaque and its own."""
+    """A linear layer that can only be called; its weight is opaque and its own.
 
-    def __init__(self, plain: torch.nn.Linear) -> None:
+    Without `pack` the weight stays as it is: of the same names and shapes, to be compiled for packed ones.
+    """
+
+    def __init__(self, plain: torch.nn.Linear, *, pack: bool = True) -> None:
         super().__init__()
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach().contiguous(), 1)
-        self._bias = None if plain.bias is None else plain.bias.detach()
+        weight = plain.weight.detach()
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1) if pack else weight.clone()
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias = plain.bias
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return torch.ops.mkldnn._linear_pointwise(values, self._weight, self._bias, "none", [], None)
+        return torch.ops.mkldnn._linear_pointwise(values, self.weight, self.bias, "none", [], None)
 
 
-def pack(model: torch.nn.Module) -> None:
-    """Replace the linear layers of a bfloat16 model. A weight that another layer reads too is kept for that one."""
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes != {torch.bfloat16} or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is torch.nn.Linear:
-                setattr(module, name, PackedLinear(child))
+def packable(dtype: torch.dtype) -> bool:
+    """Whether packing helps: float32 layers are as fast without."""
+    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def pack_linear(module: torch.nn.Module, *, pack: bool = True) -> None:
+    """Replace the linear layers in a module. A weight that another layer reads too is kept for that one."""
+    for name, child in list(module.named_children()):
+        if type(child) is torch.nn.Linear:
+            setattr(module, name, PackedLinear(child, pack=pack))
+        else:
+            pack_linear(child, pack=pack)

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qwen3vl_compat.engines.local.attention import attend_piece
 from qwen3vl_compat.engines.local.blocks import Blocks
-from qwen3vl_compat.engines.local.memory import Shape
+from qwen3vl_compat.engines.local.memory import Layout, Shape
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence
 
@@ -19,12 +19,16 @@ class Pages:
         self.size = blocks.size
         parts = (shape.layers, 2, blocks.count, shape.kv_heads, blocks.size, shape.width)
         self._store = torch.empty(parts, dtype=shape.dtype, device=device)
+        self.make_step = _Decode
 
     def restore(self, sequence: Sequence) -> None:
         """Shared blocks are read where they are."""
 
     def publish(self, sequence: Sequence, blocks: Items[tuple[int, int]]) -> None:
         """Blocks are shared where they are."""
+
+    def move(self, sequence: Sequence, row: int) -> None:
+        """A row holds nothing."""
 
     def forget(self, row: int) -> None:
         """A row holds nothing."""
@@ -35,9 +39,13 @@ class Pages:
             place = source.prompt_length // self.size
             self._store[:, :, target.blocks[place]] = self._store[:, :, source.blocks[place]]
 
-    def decode_step(self, sequences: Items[Sequence]) -> "_Decode":
-        """The newest token of each of these sequences."""
-        return _Decode(self._store, sequences)
+    def layout(self, sequences: Items[Sequence]) -> Layout:
+        """The newest token of each of these sequences; rows stand in the order given."""
+        device, widest = self._store.device, max(len(sequence.blocks) for sequence in sequences)
+        tables = [sequence.blocks + [0] * (widest - len(sequence.blocks)) for sequence in sequences]
+        ends = [len(sequence) for sequence in sequences]
+        tensors = [torch.tensor(tables, device=device), torch.tensor(ends, device=device), self._store]
+        return Layout(len(sequences), list(range(len(sequences))), tensors)
 
     def piece_step(self, pieces: Items[Piece]) -> "_Pieces":
         """Pieces of prompts, one behind the other."""
@@ -45,20 +53,15 @@ class Pages:
 
 
 class _Decode:
-    """One token for each sequence; rows stand in the order given."""
+    """One token for each row: its blocks [rows, blocks], how many tokens it has [rows], and the memory."""
 
-    def __init__(self, store: torch.Tensor, sequences: Items[Sequence]) -> None:
-        self._store, size = store, store.shape[4]
-        self.rows, self.order = len(sequences), list(range(len(sequences)))
-        widest = max(len(sequence.blocks) for sequence in sequences)
-        tables = [sequence.blocks + [0] * (widest - len(sequence.blocks)) for sequence in sequences]
-        self._tables = torch.tensor(tables, device=store.device)
-        ends = torch.tensor([len(sequence) for sequence in sequences], device=store.device)
-        self._blocks = self._tables[torch.arange(self.rows, device=store.device), (ends - 1) // size]
+    def __init__(self, tables: torch.Tensor, ends: torch.Tensor, store: torch.Tensor) -> None:
+        self._store, self._tables, size = store, tables, store.shape[4]
+        self._blocks = tables[torch.arange(len(ends), device=store.device), (ends - 1) // size]
         self._offsets = (ends - 1) % size
-        seen = torch.arange(widest * size, device=store.device) < ends[:, None]
-        self._mask = torch.zeros(seen.shape, dtype=store.dtype, device=store.device)
-        self._mask = self._mask.masked_fill_(~seen, -torch.inf)[:, None, None]
+        unseen = torch.arange(tables.shape[1] * size, device=store.device) >= ends[:, None]
+        self._mask = torch.zeros(unseen.shape, dtype=store.dtype, device=store.device)
+        self._mask = self._mask.masked_fill_(unseen, -torch.inf)[:, None, None]
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See Step."""

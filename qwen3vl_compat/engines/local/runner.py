@@ -1,6 +1,9 @@
 """The only file that loads and calls the model."""
 
+import logging
+from collections.abc import Callable
 from collections.abc import Sequence as Items
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +15,10 @@ from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local import attention
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
+from qwen3vl_compat.engines.local.compiling import Compiled, Recipe
+from qwen3vl_compat.engines.local.decoding import Decoding
 from qwen3vl_compat.engines.local.memory import Memory, Shape
-from qwen3vl_compat.engines.local.packed import pack
+from qwen3vl_compat.engines.local.packed import pack_linear, packable
 from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence
@@ -21,6 +26,8 @@ from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.engines.local.vision import Vision
 from qwen3vl_compat.messages import Picture
 from qwen3vl_compat.settings import ModelSettings
+
+log = logging.getLogger(__name__)
 
 
 class Runner:
@@ -34,11 +41,13 @@ class Runner:
         self._spec = checkpoint.spec
         self._model = _load(checkpoint, settings, cuda)
         attention.register(self._model)
-        if not cuda:
-            pack(self._model)
+        self.packed = not cuda and packable(self._model.dtype)
+        """Whether the linear layers' weights are packed."""
+        if self.packed:
+            pack_linear(self._model)
         self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
-        shape = _shape_of(self._text)
+        shape = Shape.of(self._text)
         self.vision = Vision(self._encode, int(settings.vision_memory * 2**30))
         self.blocks = Blocks(_tokens_of_memory(shape, settings, self.device) // settings.kv_block, settings.kv_block)
         self.token_bytes = shape.token_bytes * (1 if cuda else 2)
@@ -49,18 +58,49 @@ class Runner:
             if cuda
             else Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
         )
+        self.decoding: Callable[..., torch.Tensor] = self.decoder(self.memory)
+        """The step over the newest tokens; a compiled one may take its place between two steps."""
+
+    def decoder(self, memory: Memory) -> Decoding:
+        """The decode step over a memory."""
+        return Decoding(self._text, self._model.lm_head, memory.make_step)
+
+    def recipe(self) -> Recipe | None:
+        """What a compiled step over this memory is made from; None where none can be."""
+        if not isinstance(self.memory, Slots):
+            return None
+        return Recipe(
+            architecture=type(self._model).__name__,
+            config=self._model.config.to_json_string(use_diff=False),
+            dtype=str(self._model.dtype).removeprefix("torch."),
+            packed=self.packed,
+            rows=self.memory.rows,
+            context=self.memory.context,
+        )
+
+    def adopt(self, folder: Path) -> bool:
+        """Decode with the compiled steps in a folder from the next step on, if they say what the plain one says."""
+        assert isinstance(self.memory, Slots)
+        compiled = Compiled(folder, self.decoder(self.memory))
+        beside = Slots(self.memory.shape, self.memory.rows, self.memory.context, Blocks(1, 1))
+        if not compiled.agrees(self.decoder(beside), beside.layers):
+            log.warning("decoding stays uncompiled: the compiled step's logits are others")
+            return False
+        self.decoding = compiled
+        log.info("decoding is compiled from now on")
+        return True
 
     @torch.inference_mode()
     def decode(self, sequences: Items[Sequence]) -> torch.Tensor:
         """Compute the newest token of each; returns the logits [sequences, vocabulary] of what follows."""
-        step = self.memory.decode_step(sequences)
-        ids = torch.zeros(step.rows, dtype=torch.long)
-        places = torch.zeros(3, step.rows, dtype=torch.long)
-        for row, sequence in zip(step.order, sequences, strict=True):
+        layout = self.memory.layout(sequences)
+        ids = torch.zeros(layout.rows, dtype=torch.long)
+        places = torch.zeros(3, layout.rows, dtype=torch.long)
+        for row, sequence in zip(layout.order, sequences, strict=True):
             ids[row] = sequence.tokens[-1]
             places[:, row] = len(sequence) - 1 + sequence.owner.prompt.shift
-        hidden = self._run(self._text.embed_tokens(ids.to(self.device)), places, step)
-        return self._model.lm_head(hidden[torch.tensor(step.order, device=self.device)])
+        logits = self.decoding(ids.to(self.device), places.to(self.device), *layout.tensors)
+        return logits if layout.order == list(range(layout.rows)) else logits[layout.order]
 
     @torch.inference_mode()
     def compute(self, pieces: Items[Piece]) -> torch.Tensor:
@@ -142,12 +182,6 @@ def _check_room(context: int, tokens: int, token_bytes: int, *, asked: int) -> N
             f"room for {tokens} tokens in {tokens * token_bytes / 2**30:.2f} GiB. Lower model.max_model_len or raise "
             "the memory."
         )
-
-
-def _shape_of(text: Any) -> Shape:
-    config = text.config
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(config.num_hidden_layers, config.num_key_value_heads, width, text.dtype)
 
 
 def pixel_table(checkpoint: Checkpoint) -> torch.Tensor:

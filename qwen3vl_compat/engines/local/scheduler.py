@@ -36,6 +36,8 @@ class Plan:
     admitted: list[Sequence] = field(default_factory=list[Sequence])
     preempted: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
     """Those that lost their blocks, and the row each stood in."""
+    moved: list[tuple[Sequence, int]] = field(default_factory=list[tuple[Sequence, int]])
+    """Those that stand in another row now, and the row each stood in."""
 
 
 class Waiting:
@@ -154,6 +156,7 @@ class Scheduler:
             if sequence.row is not None and self._grow(sequence, plan):
                 plan.decodes.append(sequence)
         plan.decodes = [each for each in plan.decodes if each.row is not None]
+        self._close_ranks(plan)
         budget = _Budget(tokens, patches)
         for sequence in self.running:
             if not sequence.decoding:
@@ -162,6 +165,17 @@ class Scheduler:
             plan.admitted.append(sequence)
             self._add_piece(plan, sequence, budget)
         return plan
+
+    def _close_ranks(self, plan: Plan) -> None:
+        """Move those in the highest rows to free ones when more than one row in four is empty: a step costs by rows."""
+        while self.running:
+            last = max(self.running, key=lambda each: each.row or 0)
+            free = self._free_row()
+            if last.row is None or free is None or last.row < len(self.running) + len(self.running) // 4:
+                break
+            plan.moved.append((last, last.row))
+            last.row = free
+        plan.decodes.sort(key=lambda each: each.row or 0)
 
     def _grow(self, sequence: Sequence, plan: Plan) -> bool:
         """A place for the newest token; others that came later make room for it, or it gives way itself."""

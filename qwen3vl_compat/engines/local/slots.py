@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from qwen3vl_compat.engines.local.attention import attend_piece
 from qwen3vl_compat.engines.local.blocks import Blocks
-from qwen3vl_compat.engines.local.memory import Shape
+from qwen3vl_compat.engines.local.memory import Layout, Shape
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence
 
@@ -43,11 +43,13 @@ class Slots:
     """Rows of `context` tokens, and a pool for all the blocks there are."""
 
     def __init__(self, shape: Shape, rows: int, context: int, blocks: Blocks) -> None:
-        self.shape, self.size = shape, blocks.size
+        self.shape, self.rows, self.context, self.size = shape, rows, context, blocks.size
         # One place more than the context: rows that do not take part in a step write there.
-        self._spare = context
         parts = (shape.layers, 2, rows, shape.kv_heads, context + 1, shape.width)
         self._rows = _Lazy(parts, shape.dtype)
+        self.layers = [half for layer in self._rows.tensor for half in layer]
+        """Keys, then values, of each layer: [rows, kv heads, context + 1, width]."""
+        self.make_step = _Decode
         self._pool = _Lazy((blocks.count, shape.layers, 2, shape.kv_heads, blocks.size, shape.width), shape.dtype)
 
     def restore(self, sequence: Sequence) -> None:
@@ -67,19 +69,28 @@ class Slots:
         end = source.prompt_length
         self._rows.tensor[:, :, target.row, :, :end] = self._rows.tensor[:, :, source.row, :, :end]
 
+    def move(self, sequence: Sequence, row: int) -> None:
+        """Copy what is computed of a sequence from `row` to where it stands now."""
+        rows, end = self._rows.tensor, sequence.computed
+        rows[:, :, sequence.row, :, :end] = rows[:, :, row, :, :end]
+        self.forget(row)
+
     def forget(self, row: int) -> None:
         """Give a row's memory back."""
         for layer in range(self.shape.layers):
             for half in range(2):
                 self._rows.forget(self._rows.tensor[layer, half, row])
 
-    def decode_step(self, sequences: Items[Sequence]) -> "_Decode":
-        """The newest token of each of these sequences, which stand in any rows."""
-        rows = 1 + max(sequence.row or 0 for sequence in sequences)
-        ends = torch.zeros(rows, dtype=torch.long)
-        for sequence in sequences:
-            ends[sequence.row] = len(sequence)
-        return _Decode(self._rows.tensor, ends, self._spare, [sequence.row or 0 for sequence in sequences])
+    def layout(self, sequences: Items[Sequence]) -> Layout:
+        """The newest token of each of these sequences, which stand in any rows; others write to the spare place."""
+        order = [sequence.row or 0 for sequence in sequences]
+        ends = torch.zeros(1 + max(order), dtype=torch.long)
+        ends[order] = torch.tensor([len(sequence) for sequence in sequences])
+        window = min(-(-int(ends.max()) // WINDOW) * WINDOW, self.context)
+        places = torch.where(ends > 0, ends - 1, self.context)
+        unseen = torch.arange(window) >= ends.clamp(min=1)[:, None]
+        mask = torch.zeros(unseen.shape, dtype=self.shape.dtype).masked_fill_(unseen, -torch.inf)[:, None, None]
+        return Layout(len(ends), order, [places, mask, *self.layers])
 
     def piece_step(self, pieces: Items[Piece]) -> "_Pieces":
         """Pieces of prompts, one behind the other."""
@@ -87,26 +98,25 @@ class Slots:
 
 
 class _Decode:
-    """One token for each row; `ends` [rows] is the length with it, 0 for a row that takes no part."""
+    """One token for each row: the place [rows] it goes to, what it may look at [rows, 1, 1, window], the memory.
 
-    def __init__(self, memory: torch.Tensor, ends: torch.Tensor, spare: int, order: list[int]) -> None:
-        self.rows, self.order = len(ends), order
-        self._memory = memory[:, :, : self.rows]
-        self._window = min(-(-int(ends.max()) // WINDOW) * WINDOW, spare)
-        self._each = torch.arange(self.rows)
-        self._places = torch.where(ends > 0, ends - 1, spare)
-        seen = torch.arange(self._window) < ends.clamp(min=1)[:, None]
-        self._mask = torch.zeros(seen.shape, dtype=memory.dtype).masked_fill_(~seen, -torch.inf)[:, None, None]
+    The memory comes as one tensor for keys and one for values of each layer: the compiler knows then that nothing but
+    one place of each is written, and writes there.
+    """
+
+    def __init__(self, places: torch.Tensor, mask: torch.Tensor, *layers: torch.Tensor) -> None:
+        self._places, self._mask, self._layers = places, mask, layers
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See Step. Query heads that share a KV head become rows of one query: far faster than enable_gqa."""
-        keys, values = self._memory[layer]
-        keys[self._each, :, self._places] = key.transpose(0, 1)
-        values[self._each, :, self._places] = value.transpose(0, 1)
+        keys, values = self._layers[2 * layer], self._layers[2 * layer + 1]
         heads, rows, width = query.shape
+        each, window = torch.arange(rows), self._mask.shape[3]
+        keys[each, :, self._places] = key.transpose(0, 1)
+        values[each, :, self._places] = value.transpose(0, 1)
         folded = query.transpose(0, 1).reshape(rows, keys.shape[1], -1, width)
         answer = scaled_dot_product_attention(
-            folded, keys[:, :, : self._window], values[:, :, : self._window], attn_mask=self._mask
+            folded, keys[:rows, :, :window], values[:rows, :, :window], attn_mask=self._mask
         )
         return answer.reshape(rows, heads, width).transpose(0, 1)
 

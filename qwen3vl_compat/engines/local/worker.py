@@ -131,6 +131,8 @@ class Worker:
         for sequence, row in plan.preempted:
             self.runner.vision.let_go(sequence, all_of_it=True)
             self.runner.memory.forget(row)
+        for sequence, row in plan.moved:
+            self.runner.memory.move(sequence, row)
         for sequence in plan.admitted:
             if sequence.computed:
                 self.runner.memory.restore(sequence)

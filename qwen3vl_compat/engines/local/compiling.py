@@ -1,0 +1,210 @@
+"""The decode step, compiled in a child process behind the running server and kept on disk.
+
+The child needs the checkpoint's configuration only: the compiled step is a shared library that is given the running
+model's own weights. Loading one takes milliseconds. Without a C++ compiler, or where the model cannot be compiled,
+decoding goes on as it is.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import transformers
+from torch.export import Dim
+
+from qwen3vl_compat.engines.local import attention, decoding, packed, slots
+from qwen3vl_compat.engines.local.blocks import Blocks
+from qwen3vl_compat.engines.local.decoding import Decoding
+from qwen3vl_compat.engines.local.memory import Shape
+
+log = logging.getLogger(__name__)
+
+ROWS = ("one", "many")
+"""One row is compiled apart: sizes of one cannot stand for others."""
+CHECKED = 0.1
+"""A compiled step's logits may differ from the plain one's by this share of their spread. Rounding to bfloat16 alone
+makes 0.01 over 8 layers; anything wrong makes more than 1."""
+
+
+class Recipe(msgspec.Struct, frozen=True):
+    """All that the compiled step depends on, beside the programs and the machine."""
+
+    architecture: str
+    config: str
+    """As JSON."""
+    dtype: str
+    packed: bool
+    rows: int
+    context: int
+
+    def name(self) -> str:
+        """One for each recipe, version of the code it is made of, and kind of processor."""
+        sources = "".join(Path(module.__file__ or "").read_text() for module in (attention, decoding, packed, slots))
+        parts = [self, sources, Path(__file__).read_text(), str(torch.__version__), transformers.__version__, _processor()]
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+
+    def decoding(self) -> tuple[Decoding, list[torch.Tensor]]:
+        """The step and its memory's tensors. Both are address space only: nobody has written to them."""
+        model_class: Any = getattr(transformers, self.architecture)
+        config = model_class.config_class.from_dict(msgspec.json.decode(self.config))
+        torch.set_default_dtype(getattr(torch, self.dtype))
+        with torch.device("meta"):
+            model = model_class(config)
+        attention.register(model)
+        if self.packed:
+            packed.pack_linear(model, pack=False)
+        text = model.model.language_model
+        memory = slots.Slots(Shape.of(text), self.rows, self.context, Blocks(1, 1))
+        step = Decoding(text, model.lm_head, memory.make_step)
+        return step.to_empty(device="cpu").eval(), memory.layers
+
+    def build(self, folder: Path) -> None:
+        """Compile both into a folder."""
+        step, memory = self.decoding()
+        window = Dim("window", min=2, max=self.context)
+        for name in ROWS:
+            rows = 1 if name == "one" else 2
+            inputs = example(rows, slots.WINDOW, memory)
+            many = Dim("rows", min=2, max=self.rows) if rows > 1 else None
+            shapes = ({0: many}, {1: many}, ({0: many}, {0: many, 3: window}, *[None for _ in memory]))
+            with torch.no_grad():
+                exported = torch.export.export(step, tuple(inputs), dynamic_shapes=shapes, strict=False)
+                torch._inductor.aoti_compile_and_package(  # pyright: ignore[reportPrivateUsage]
+                    exported,
+                    package_path=str(folder / f"{name}.pt2"),
+                    inductor_configs={"aot_inductor.package_constants_in_so": False},
+                )
+
+
+def example(rows: int, window: int, memory: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Inputs of a step: each row's token at its first place."""
+    ids = torch.arange(rows)
+    mask = torch.zeros(rows, 1, 1, window, dtype=memory[0].dtype)
+    mask[..., 1:] = -torch.inf
+    return [ids, torch.zeros(3, rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long), mask, *memory]
+
+
+class Compiled:
+    """Both compiled steps over a running model's weights; to be called as the plain one is."""
+
+    def __init__(self, folder: Path, step: Decoding) -> None:
+        self._weights = step.weights()  # the libraries only borrow them
+        self._one, self._many = (self._load(folder / f"{name}.pt2") for name in ROWS)
+
+    def _load(self, path: Path) -> Any:
+        model = torch._inductor.aoti_load_package(str(path))  # pyright: ignore[reportPrivateUsage]
+        named = {name: self._weights[name] for name in model.get_constant_fqns()}
+        model.load_constants(named, check_full_update=True, user_managed=True)
+        return model.loader
+
+    def __call__(self, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        """See Decoding."""
+        return (self._one if len(ids) == 1 else self._many).boxed_run([ids, *rest])[0]
+
+    @torch.inference_mode()
+    def agrees(self, step: Decoding, memory: list[torch.Tensor]) -> bool:
+        """Whether it says what the plain step says; writes to the first place of some rows of a memory."""
+        for rows in (1, 3):
+            inputs = example(rows, 2 * slots.WINDOW, memory)
+            plain = step(*inputs).float()
+            if not (self(*inputs) - plain).square().mean().sqrt() <= CHECKED * plain.std():
+                return False
+        return True
+
+
+class Compiler:
+    """Gets the compiled steps, from disk or from a child process, in a thread of its own.
+
+    `done` is called from there, once: with the folder they are in, or with None where there are none.
+    """
+
+    def __init__(self, recipe: Recipe, cache: Path, done: Callable[[Path | None], None]) -> None:
+        self._recipe, self._cache, self._done = recipe, cache, done
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        self._closed = True
+        if self._child is not None:
+            self._child.kill()
+
+    def _work(self) -> None:
+        try:
+            folder = self._cache / self._recipe.name()
+            self._done(folder if folder.exists() or self._compile(folder) else None)
+        except Exception:
+            log.warning("decoding stays uncompiled", exc_info=True)
+            self._done(None)
+
+    def _compile(self, folder: Path) -> bool:
+        if not _has_compiler():
+            log.info("decoding stays uncompiled: there is no C++ compiler (g++)")
+            return False
+        self._cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._cache, prefix="work-", ignore_cleanup_errors=True) as work:
+            made = Path(work) / "made"
+            made.mkdir()
+            said = self._run_child(made, Path(work))
+            if said is None:
+                made.replace(folder)
+            elif not self._closed:
+                log.warning("decoding stays uncompiled: %s", said)
+            return said is None
+
+    def _run_child(self, made: Path, work: Path) -> str | None:
+        """Compile into a folder; returns what went wrong."""
+        alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        here = {"TMPDIR": str(work), "TORCHINDUCTOR_CACHE_DIR": str(work)}
+        self._child = child = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(made)], env=os.environ | alone | here,
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=(work / "said").open("wb"),
+        )  # fmt: skip
+        assert child.stdin is not None
+        child.stdin.write(msgspec.json.encode(self._recipe) + b"\n")
+        child.stdin.flush()
+        if child.wait() == 0:
+            return None
+        said = (work / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return said[-1] if said else f"the compiler's process ended with status {child.returncode}"
+
+
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+def _processor() -> str:
+    """What the compiler may have made use of."""
+    try:
+        told = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return torch.backends.cpu.get_cpu_capability()
+    return next((line for line in told if line.lower().startswith(("flags", "features"))), "")
+
+
+def main() -> None:
+    """The child: a recipe on standard input, whose end is the parent's end; a folder on the command line."""
+    recipe = msgspec.json.decode(sys.stdin.buffer.readline(), type=Recipe)
+    # A buffered read would hold the lock that the interpreter takes when it ends.
+    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+    os.nice(19)
+    recipe.build(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
