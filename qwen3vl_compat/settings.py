@@ -78,7 +78,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     piece_tokens: Annotated[int, Meta(ge=16)] = 2048
     """Most prompt tokens computed in one step."""
     piece_seconds: Seconds = 0.1
-    """A step's share of prompts is cut so that answers under way wait no longer than about this."""
+    """A step's share of prompts is cut so that answers under way wait no longer than about this for its tokens, and as
+    long again for its pictures; one picture is never cut."""
     stalled: Seconds = 60
     """The server is not ready when a step takes longer than this."""
     take_idle: Seconds = 30

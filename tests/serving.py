@@ -38,6 +38,10 @@ class Served:
         return httpx.post(self.url + path, json=body, headers=headers, timeout=60)
 
 
+UNCOMPILED = {"QWEN3VL_MODEL__COMPILE": "false"}
+"""The environment of a server that compiles nothing: it takes a minute of the machine. test_compiling.py does it."""
+
+
 @contextmanager
 def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
     """Start `qwen3vl-compat serve` on a free port with its state in `folder`; stop it at the end."""
@@ -63,7 +67,7 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None
             stdout=sink,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
-            env=inherited | dict(environment or {}),
+            env=inherited | UNCOMPILED | dict(environment or {}),
         )
     url = f"http://127.0.0.1:{port}"
     try:

@@ -15,13 +15,14 @@ from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Completion, Finish, Started, TextDelta, fold
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Message, Request, Sampling, Text
-from qwen3vl_compat.settings import Settings, load_settings
+from qwen3vl_compat.settings import load_settings
+from tests.serving import UNCOMPILED
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", "local"])
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
     made: Engine = (
-        LocalEngine(Settings())
+        LocalEngine(load_settings(environment=UNCOMPILED))
         if request.param == "local"
         else ScriptedEngine(load_settings(environment={"QWEN3VL_MODEL__PAUSE": "0.002"}))
     )

@@ -23,8 +23,9 @@ from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import fold
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Message, Picture, Request, Sampling, Text
-from qwen3vl_compat.settings import ModelSettings, Settings, load_settings
+from qwen3vl_compat.settings import ModelSettings, load_settings
 from tests.media.crafted import encoded
+from tests.serving import UNCOMPILED
 
 
 @pytest.fixture(scope="module", params=["dense", "moe"])
@@ -109,7 +110,7 @@ def test_pixels_are_the_processors(checkpoint: Any, runner: Runner) -> None:
 
 
 async def test_two_pictures_of_one_size_do_not_answer_for_each_other() -> None:
-    engine = LocalEngine(Settings())
+    engine = LocalEngine(load_settings(environment=UNCOMPILED))
     await engine.start()
     answers = set[str]()
     for text in ("AAAA", "BBBB"):
@@ -191,7 +192,7 @@ async def test_a_broken_checkpoint_ends_the_start_with_one_sentence(
     folder = spoiled(tmp_path, name, text)
 
     async def start() -> None:
-        await LocalEngine(load_settings(flags={"model.path": str(folder)}, environment={})).start()
+        await LocalEngine(load_settings(flags={"model.path": str(folder)}, environment=UNCOMPILED)).start()
 
     with pytest.raises(EngineUnusable, match=said) as failure:
         await start()
@@ -204,7 +205,7 @@ async def test_a_missing_tensor_ends_the_start(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights.pop("model.visual.patch_embed.proj.bias")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    engine = LocalEngine(load_settings(flags={"model.path": str(folder)}, environment={}))
+    engine = LocalEngine(load_settings(flags={"model.path": str(folder)}, environment=UNCOMPILED))
     with pytest.raises(EngineUnusable, match="lack the tensor"):
         await engine.start()
 
@@ -212,11 +213,11 @@ async def test_a_missing_tensor_ends_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "no-such-model"])
 def test_a_wrong_path_ends_the_start(path: str) -> None:
     with pytest.raises(EngineUnusable, match="does not exist"):
-        LocalEngine(load_settings(flags={"model.path": path}, environment={}))
+        LocalEngine(load_settings(flags={"model.path": path}, environment=UNCOMPILED))
 
 
 def test_an_unreachable_hub_ends_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(EngineUnusable, match="Qwen/Qwen3-VL-4B-Instruct is not on this machine"):
-        LocalEngine(load_settings(flags={"model.path": "Qwen/Qwen3-VL-4B-Instruct"}, environment={}))
+        LocalEngine(load_settings(flags={"model.path": "Qwen/Qwen3-VL-4B-Instruct"}, environment=UNCOMPILED))

@@ -17,6 +17,7 @@ from qwen3vl_compat.events import Completion
 from qwen3vl_compat.settings import load_settings
 from tests.engines.conftest import enliven
 from tests.engines.test_worker import ask, idle, outcome
+from tests.serving import UNCOMPILED
 
 
 def tiny(folder: Path, length: int) -> Path:
@@ -41,7 +42,7 @@ def tiny(folder: Path, length: int) -> Path:
 
 async def served(folder: Path, **flags: Any) -> LocalEngine:
     named = {f"model.{name}": value for name, value in flags.items()}
-    engine = LocalEngine(load_settings(flags=named | {"model.path": str(folder)}, environment={}))
+    engine = LocalEngine(load_settings(flags=named | {"model.path": str(folder)}, environment=UNCOMPILED))
     await engine.start()
     return engine
 

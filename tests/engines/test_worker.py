@@ -20,10 +20,13 @@ from qwen3vl_compat.events import Completion, Finish, Started, TextDelta, Usage,
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
 from qwen3vl_compat.settings import load_settings
+from tests.serving import UNCOMPILED
 
 
 async def started(**flags: Any) -> LocalEngine:
-    engine = LocalEngine(load_settings(flags={f"model.{name}": value for name, value in flags.items()}, environment={}))
+    engine = LocalEngine(
+        load_settings(flags={f"model.{name}": value for name, value in flags.items()}, environment=UNCOMPILED)
+    )
     await engine.start()
     return engine
 

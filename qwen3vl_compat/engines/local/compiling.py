@@ -24,7 +24,7 @@ from torch.export import Dim
 
 from qwen3vl_compat.engines.local import attention, decoding, packed, slots
 from qwen3vl_compat.engines.local.blocks import Blocks
-from qwen3vl_compat.engines.local.decoding import Decoding
+from qwen3vl_compat.engines.local.decoding import Decoding, Scores
 from qwen3vl_compat.engines.local.memory import Shape
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ class Recipe(msgspec.Struct, frozen=True):
     def name(self) -> str:
         """One for each recipe, version of the code it is made of, and kind of processor."""
         sources = "".join(Path(module.__file__ or "").read_text() for module in (attention, decoding, packed, slots))
-        parts = [self, sources, Path(__file__).read_text(), str(torch.__version__), transformers.__version__, _processor()]
-        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:24]
+        versions = (str(torch.__version__), transformers.__version__, Path(__file__).read_text())
+        return hashlib.sha256(msgspec.json.encode((self, sources, versions, _processor()))).hexdigest()[:24]
 
     def decoding(self) -> tuple[Decoding, list[torch.Tensor]]:
         """The step and its memory's tensors. Both are address space only: nobody has written to them."""
@@ -107,17 +107,18 @@ class Compiled:
         model.load_constants(named, check_full_update=True, user_managed=True)
         return model.loader
 
-    def __call__(self, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def __call__(self, ids: torch.Tensor, *rest: torch.Tensor) -> Scores:
         """See Decoding."""
-        return (self._one if len(ids) == 1 else self._many).boxed_run([ids, *rest])[0]
+        logits, best = (self._one if len(ids) == 1 else self._many).boxed_run([ids, *rest])
+        return logits, best
 
     @torch.inference_mode()
     def agrees(self, step: Decoding, memory: list[torch.Tensor]) -> bool:
         """Whether it says what the plain step says; writes to the first place of some rows of a memory."""
         for rows in (1, 3):
             inputs = example(rows, 2 * slots.WINDOW, memory)
-            plain = step(*inputs).float()
-            if not (self(*inputs) - plain).square().mean().sqrt() <= CHECKED * plain.std():
+            plain = step(*inputs)[0].float()
+            if not (self(*inputs)[0] - plain).square().mean().sqrt() <= CHECKED * plain.std():
                 return False
         return True
 
@@ -171,15 +172,17 @@ class Compiler:
         """Compile into a folder; returns what went wrong."""
         alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
         here = {"TMPDIR": str(work), "TORCHINDUCTOR_CACHE_DIR": str(work)}
-        self._child = child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(made)], env=os.environ | alone | here,
-            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=(work / "said").open("wb"),
-        )  # fmt: skip
+        with (work / "said").open("wb") as sink:
+            command = [sys.executable, "-m", __name__, str(made)]
+            self._child = child = subprocess.Popen(  # noqa: S603 - our own module
+                command, env=os.environ | alone | here, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sink
+            )
         assert child.stdin is not None
-        child.stdin.write(msgspec.json.encode(self._recipe) + b"\n")
-        child.stdin.flush()
-        if child.wait() == 0:
-            return None
+        with child.stdin as source:
+            source.write(msgspec.json.encode(self._recipe) + b"\n")
+            source.flush()
+            if child.wait() == 0:
+                return None
         said = (work / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return said[-1] if said else f"the compiler's process ended with status {child.returncode}"
 

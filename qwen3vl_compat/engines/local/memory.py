@@ -44,8 +44,10 @@ class Layout:
 class Memory(Protocol):
     """Slots on a CPU, pages on a GPU."""
 
-    make_step: Callable[..., Step]
-    """The step of a layout's tensors."""
+    @property
+    def make_step(self) -> Callable[..., Step]:
+        """Makes the step of a layout's tensors."""
+        ...
 
     def restore(self, sequence: Sequence) -> None:
         """Make the beginning that a sequence was given in shared blocks readable for it."""

@@ -1,6 +1,7 @@
 """The only file that loads and calls the model."""
 
 import logging
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from pathlib import Path
@@ -16,8 +17,9 @@ from qwen3vl_compat.engines.local import attention
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.engines.local.compiling import Compiled, Recipe
-from qwen3vl_compat.engines.local.decoding import Decoding
+from qwen3vl_compat.engines.local.decoding import Decoding, Scores, score
 from qwen3vl_compat.engines.local.memory import Memory, Shape
+from qwen3vl_compat.engines.local.pace import Pace
 from qwen3vl_compat.engines.local.packed import pack_linear, packable
 from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.scheduler import Piece
@@ -28,6 +30,7 @@ from qwen3vl_compat.messages import Picture
 from qwen3vl_compat.settings import ModelSettings
 
 log = logging.getLogger(__name__)
+NOTHING: Scores = torch.empty(0), torch.empty(0)
 
 
 class Runner:
@@ -48,6 +51,8 @@ class Runner:
         self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
         shape = Shape.of(self._text)
+        self.pace = Pace()
+        """Of prompt tokens."""
         self.vision = Vision(self._encode, int(settings.vision_memory * 2**30))
         self.blocks = Blocks(_tokens_of_memory(shape, settings, self.device) // settings.kv_block, settings.kv_block)
         self.token_bytes = shape.token_bytes * (1 if cuda else 2)
@@ -58,7 +63,7 @@ class Runner:
             if cuda
             else Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
         )
-        self.decoding: Callable[..., torch.Tensor] = self.decoder(self.memory)
+        self.decoding: Callable[..., Scores] = self.decoder(self.memory)
         """The step over the newest tokens; a compiled one may take its place between two steps."""
 
     def decoder(self, memory: Memory) -> Decoding:
@@ -91,21 +96,23 @@ class Runner:
         return True
 
     @torch.inference_mode()
-    def decode(self, sequences: Items[Sequence]) -> torch.Tensor:
-        """Compute the newest token of each; returns the logits [sequences, vocabulary] of what follows."""
+    def decode(self, sequences: Items[Sequence]) -> Scores:
+        """Compute the newest token of each; returns a row of scores of what follows for each."""
         layout = self.memory.layout(sequences)
         ids = torch.zeros(layout.rows, dtype=torch.long)
         places = torch.zeros(3, layout.rows, dtype=torch.long)
         for row, sequence in zip(layout.order, sequences, strict=True):
             ids[row] = sequence.tokens[-1]
             places[:, row] = len(sequence) - 1 + sequence.owner.prompt.shift
-        logits = self.decoding(ids.to(self.device), places.to(self.device), *layout.tensors)
-        return logits if layout.order == list(range(layout.rows)) else logits[layout.order]
+        logits, best = self.decoding(ids.to(self.device), places.to(self.device), *layout.tensors)
+        dense = layout.order == list(range(layout.rows))
+        return (logits, best) if dense else (logits[layout.order], best[layout.order])
 
     @torch.inference_mode()
-    def compute(self, pieces: Items[Piece]) -> torch.Tensor:
-        """Compute pieces of prompts; returns logits [pieces, vocabulary] of what follows the last token of each."""
+    def compute(self, pieces: Items[Piece]) -> Scores:
+        """Compute pieces of prompts; returns a row of scores for each piece that completes its prompt."""
         self.vision.gather(pieces)
+        began = time.monotonic()
         ids = np.concatenate([np.asarray(piece.sequence.tokens[piece.start : piece.end]) for piece in pieces])
         places = np.concatenate(
             [piece.sequence.owner.prompt.places(piece.start, piece.end) for piece in pieces], axis=1
@@ -125,7 +132,11 @@ class Runner:
             embeds[is_slot], *deep = torch.cat(features, dim=1).to(embeds.dtype)
         hidden = self._run(embeds, torch.from_numpy(places), self.memory.piece_step(pieces), is_slot, deep)
         lasts = np.cumsum([piece.end - piece.start for piece in pieces]) - 1
-        return self._model.lm_head(hidden[torch.from_numpy(lasts).to(self.device)])
+        lasts = lasts[[piece.completes for piece in pieces]]
+        scores = score(self._model.lm_head(hidden[torch.from_numpy(lasts).to(self.device)])) if len(lasts) else NOTHING
+        self._settle()
+        self.pace.saw(len(ids), time.monotonic() - began)
+        return scores
 
     def _run(
         self,
@@ -145,6 +156,11 @@ class Runner:
             step=step,
         ).last_hidden_state[0]
 
+    def _settle(self) -> None:
+        """Wait for the device, whose pace is measured."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     @torch.inference_mode()
     def _encode(self, pictures: Items[Picture]) -> list[torch.Tensor]:
         """The tower over pictures of any sizes in one call: [1 + deepstack layers, tokens, width] of each."""
@@ -152,6 +168,7 @@ class Runner:
         grids = torch.tensor([picture.grid for picture in pictures], device=self.device)
         seen = self._model.model.visual(pixels.to(self._model.dtype), grid_thw=grids)
         features = torch.stack([seen.pooler_output, *seen.deepstack_features])
+        self._settle()
         parts = features.split([self._spec.tokens(picture.grid) for picture in pictures], dim=1)
         # A view would keep all pictures of the call alive as long as one of them is remembered.
         return [part.clone() for part in parts] if len(parts) > 1 else list(parts)

@@ -22,6 +22,11 @@ class Piece:
     end: int
 
     @property
+    def completes(self) -> bool:
+        """Whether a token follows this piece."""
+        return self.end == len(self.sequence)
+
+    @property
     def spans(self) -> list[Span]:
         """The pictures this piece needs."""
         return [span for span in self.sequence.spans if span.start < self.end and span.end > self.start]

@@ -1,5 +1,6 @@
 """Pictures to embeddings, and the memory of those made before."""
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
@@ -8,6 +9,7 @@ from math import prod
 
 import torch
 
+from qwen3vl_compat.engines.local.pace import Pace
 from qwen3vl_compat.engines.local.scheduler import Piece
 from qwen3vl_compat.engines.local.sequence import Sequence, Span
 from qwen3vl_compat.messages import Picture
@@ -33,6 +35,8 @@ class Vision:
     def __init__(self, encode: Callable[[Items[Picture]], list[torch.Tensor]], limit: int) -> None:
         self._encode, self._limit = encode, limit
         self._seen: OrderedDict[Key, Seen] = OrderedDict()
+        self.pace = Pace()
+        """Of patches."""
         self.bytes = self.hits = self.queries = 0
 
     @property
@@ -60,9 +64,11 @@ class Vision:
                     missing[key] = self._picture(piece.sequence, span)
                 wanted.append((key, piece.sequence))
         if missing:
+            began = time.monotonic()
             for key, features in zip(missing, self._encode(list(missing.values())), strict=True):
                 self._seen[key] = Seen(features)
                 self.bytes += features.nbytes
+            self.pace.saw(sum(prod(picture.grid) for picture in missing.values()), time.monotonic() - began)
         for key, sequence in wanted:
             self._seen[key].holders.add(id(sequence))
             self._seen.move_to_end(key)

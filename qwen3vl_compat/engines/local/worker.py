@@ -10,6 +10,7 @@ from typing import TypeVar
 import msgspec
 import torch
 
+from qwen3vl_compat.engines.local.decoding import Scores
 from qwen3vl_compat.engines.local.job import Job
 from qwen3vl_compat.engines.local.metrics import Metrics
 from qwen3vl_compat.engines.local.runner import Runner
@@ -48,7 +49,6 @@ class Worker:
         self._closing = False
         self._out: list[Delivery] = []
         self._sequences: dict[int, list[Sequence]] = {}
-        self._speed = 0.0
 
     # ------------------------------------------------------------------------------------------- called from elsewhere
 
@@ -127,7 +127,7 @@ class Worker:
                 self._end(job)
 
     def _step(self) -> None:
-        plan = self.scheduler.plan(self._budget(), PATCHES)
+        plan = self.scheduler.plan(*self._budget())
         for sequence, row in plan.preempted:
             self.runner.vision.let_go(sequence, all_of_it=True)
             self.runner.memory.forget(row)
@@ -143,23 +143,17 @@ class Worker:
         self._decode(plan.decodes)
         if plan.decodes:
             self._flush()
-        began = time.monotonic()
         self._compute([piece for piece in plan.pieces if piece.sequence.row is not None])
-        if plan.pieces:
-            tokens = sum(piece.end - piece.start for piece in plan.pieces)
-            speed = tokens / max(1e-4, time.monotonic() - began)
-            self._speed = speed if not self._speed else 0.7 * self._speed + 0.3 * speed
 
-    def _budget(self) -> int:
-        """Prompt tokens for a step: all at once when nobody waits for a next token, else what the time allows."""
-        most = self._settings.piece_tokens
-        if not self._speed or not any(sequence.decoding for sequence in self.scheduler.running):
-            return most
-        return max(16, min(most, int(self._speed * self._settings.piece_seconds)))
+    def _budget(self) -> tuple[int, int]:
+        """Prompt tokens and patches for a step: all there is room for, or what the time allows if someone waits."""
+        tokens, patches, seconds = self._settings.piece_tokens, PATCHES, self._settings.piece_seconds
+        if any(sequence.decoding for sequence in self.scheduler.running):
+            tokens = max(16, self.runner.pace.within(seconds, tokens))
+            patches = self.runner.vision.pace.within(seconds, patches)
+        return tokens, patches
 
-    def _isolated(
-        self, call: Callable[[Items[T]], torch.Tensor], items: list[T]
-    ) -> Iterator[tuple[list[T], torch.Tensor]]:
+    def _isolated(self, call: Callable[[Items[T]], Scores], items: list[T]) -> Iterator[tuple[list[T], Scores]]:
         """The call over all items; if that fails, over each alone, so that only those fail which do so alone."""
         if not items:
             return
@@ -191,23 +185,25 @@ class Worker:
         )
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        for decoded, logits in self._isolated(self.runner.decode, sequences):
+        for decoded, scores in self._isolated(self.runner.decode, sequences):
             for sequence in decoded:
                 before, sequence.computed = sequence.computed, len(sequence)
                 self._publish(sequence, before)
-            self._extend(logits, list(enumerate(decoded)))
+            self._extend(scores, list(enumerate(decoded)))
 
     def _compute(self, pieces: list[Piece]) -> None:
-        for computed, logits in self._isolated(self.runner.compute, pieces):
+        for computed, scores in self._isolated(self.runner.compute, pieces):
             complete: list[tuple[int, Sequence]] = []
-            for row, piece in enumerate(computed):
+            row = 0
+            for piece in computed:
                 sequence = piece.sequence
                 self.scheduler.computed(piece)
                 self._publish(sequence, piece.start)
                 self.runner.vision.let_go(sequence)
-                if piece.end == len(sequence):
+                if piece.completes:
                     complete += [(row, each) for each in (sequence, *self._fork(sequence))]
-            self._extend(logits, complete)
+                    row += 1
+            self._extend(scores, complete)
 
     def _fork(self, sequence: Sequence) -> list[Sequence]:
         others = [sequence.fork(choice) for choice in range(1, sequence.forks + 1)]
@@ -222,10 +218,10 @@ class Worker:
         if named := self.scheduler.name_blocks(sequence, before):
             self.runner.memory.publish(sequence, named)
 
-    def _extend(self, logits: torch.Tensor, rows: list[tuple[int, Sequence]]) -> None:
+    def _extend(self, scores: Scores, rows: list[tuple[int, Sequence]]) -> None:
         """Draw each sequence's next token and show what it completes."""
         wanted = [(row, each.owner.answers[each.choice].chooser, each.made) for row, each in rows]
-        for token, (_, sequence) in zip(choose_all(logits, wanted), rows, strict=True):
+        for token, (_, sequence) in zip(choose_all(scores, wanted), rows, strict=True):
             try:
                 self._take(sequence, token)
             except Exception as error:

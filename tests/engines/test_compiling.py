@@ -1,0 +1,147 @@
+"""Decoding, compiled behind a running engine: the same answers, kept on disk, and never in the way."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from qwen3vl_compat.demo import MODEL
+from qwen3vl_compat.engines.local import compiling
+from qwen3vl_compat.engines.local.checkpoint import read_checkpoint
+from qwen3vl_compat.engines.local.compiling import Compiler, Recipe
+from qwen3vl_compat.engines.local.engine import LocalEngine
+from qwen3vl_compat.engines.local.packed import PackedLinear
+from qwen3vl_compat.engines.local.runner import Runner
+from qwen3vl_compat.settings import ModelSettings, load_settings
+from tests.engines.test_worker import ask, idle, outcome
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+async def engine_with(cache: Path, **flags: Any) -> LocalEngine:
+    named = {"server.state_dir": str(cache), "model.max_rows": "6"} | {f"model.{k}": v for k, v in flags.items()}
+    engine = LocalEngine(load_settings(flags=named, environment={}))
+    await engine.start()
+    return engine
+
+
+async def compiled(engine: LocalEngine) -> bool:
+    """Whether decoding is compiled, when that is settled."""
+    assert engine._worker is not None
+    for _ in range(3000):
+        if not engine._worker.metrics.compiling:
+            break
+        await asyncio.sleep(0.1)
+    return engine._worker.metrics.compiled
+
+
+async def answers(engine: LocalEngine) -> list[Any]:
+    """One alone, then several at once, longer than a window."""
+    alone = await outcome(engine, ask(engine, "Read the text.", picture=True))
+    asked = [ask(engine, f"{number} " * 40 * number, picture=number % 2 == 0, max_tokens=40) for number in range(6)]
+    return [alone, *await asyncio.gather(*(outcome(engine, each) for each in asked))]
+
+
+async def test_compiled_answers_are_the_plain_ones_and_compiling_stops_nobody(cache: Path) -> None:
+    engine = await engine_with(cache)
+    assert engine._worker is not None
+    assert engine._worker.metrics.compiling
+    plain = await answers(engine)
+    assert engine._worker.metrics.compiling, "it was compiled before the first answers"
+    assert await compiled(engine)
+    assert [replace(each, id="") if hasattr(each, "id") else each for each in await answers(engine)] == plain
+    await idle(engine)
+    await engine.close()
+    assert [path.name for path in (cache / "compiled").iterdir()] == [engine._compiler._recipe.name()]  # type: ignore[union-attr]
+
+
+async def test_what_was_compiled_once_is_there_at_the_next_start(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "_has_compiler", lambda: False)
+    engine = await engine_with(cache)
+    assert await compiled(engine)
+    await engine.close()
+    other = await engine_with(cache, max_rows="7")
+    assert not await compiled(other), "another recipe took it"
+    await other.close()
+
+
+async def test_a_compiled_step_that_says_something_else_is_not_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inner = compiling.Compiled.__call__
+
+    def wrong(self: Any, *inputs: torch.Tensor) -> Any:
+        logits, best = inner(self, *inputs)
+        return logits.flip(-1), best
+
+    monkeypatch.setattr(compiling.Compiled, "__call__", wrong)
+    engine = await engine_with(cache)
+    assert not await compiled(engine)
+    assert "logits are others" in caplog.text
+    await engine.close()
+
+
+async def test_without_a_compiler_the_engine_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    engine = await engine_with(tmp_path)
+    assert not await compiled(engine)
+    assert "there is no C++ compiler" in caplog.text
+    await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"), [({"config": "{}"}, "Error"), ({"architecture": "NoSuchModel"}, "NoSuchModel")]
+)
+def test_a_model_that_cannot_be_compiled_is_told_in_a_line(
+    more: dict[str, str], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe("Qwen3VLForConditionalGeneration", "{}", "float32", packed=False, rows=0, context=64)
+    told: list[Path | None] = []
+    Compiler(replace(recipe, **more), tmp_path, told.append)._work()
+    assert told == [None]
+    assert reason in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+async def test_closing_ends_the_child(tmp_path: Path) -> None:
+    engine = await engine_with(tmp_path)
+    compiler = engine._compiler
+    assert compiler is not None
+    for _ in range(500):
+        if compiler._child is not None:
+            break
+        await asyncio.sleep(0.02)
+    assert compiler._child is not None
+    await engine.close()
+    assert compiler._child.wait(5) != 0
+    compiler._thread.join(5)
+    assert not list((tmp_path / "compiled").iterdir())
+
+
+def test_packed_layers_compute_what_plain_ones_do() -> None:
+    torch.manual_seed(1)
+    for bias in (True, False):
+        plain = torch.nn.Linear(96, 160, bias=bias, dtype=torch.bfloat16).requires_grad_(requires_grad=False)
+        packed = PackedLinear(plain)
+        for rows in (1, 3, 50):
+            values = torch.randn(2, rows, 96, dtype=torch.bfloat16)
+            torch.testing.assert_close(packed(values), plain(values), rtol=0.02, atol=0.02)
+
+
+def test_a_bfloat16_model_is_packed_and_a_float32_one_is_not() -> None:
+    checkpoint = read_checkpoint(str(MODEL), "")
+    for dtype in ("bfloat16", "float32"):
+        runner = Runner(checkpoint, ModelSettings(device="cpu", dtype=dtype, max_rows=4))  # type: ignore[arg-type]
+        kinds = {type(module) for module in runner._model.modules()}
+        assert (PackedLinear in kinds) == (dtype == "bfloat16" and runner.packed)
+        assert (torch.nn.Linear in kinds) != (PackedLinear in kinds)
