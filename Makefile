@@ -21,8 +21,13 @@ test: .venv/.dev
 	$(BIN)/pyright
 	$(BIN)/pytest
 
+slow: .build/triton
 slow conformance: .venv/.dev
 	$(BIN)/pytest -m $@
+
+# For its interpreter, which runs the GPU's kernel on a CPU.
+.build/triton: | .venv/.dev
+	$(BIN)/pip install -qq --no-deps --target $@ triton==3.9.0
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -23,8 +23,10 @@ CONTROL = 151_643
 """The first control token. Their rows, and those of ids without a token, are made so small that none is ever chosen."""
 
 
-def write_checkpoint(folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> None:
-    """Write it, with the shapes of `text` and `vision` in place of the default ones."""
+def write_checkpoint(
+    folder: Path, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, device: str = "cpu"
+) -> None:
+    """Write it, with the shapes of `text` and `vision` in place of the default ones; weights are drawn on `device`."""
     shape = {
         "vocab_size": 151_936, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
         "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 32_768,
@@ -46,7 +48,8 @@ def write_checkpoint(folder: Path, text: dict[str, Any] | None = None, vision: d
     )  # fmt: skip
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    model: Any = Qwen3VLForConditionalGeneration(config)
+    with torch.device(device):
+        model: Any = Qwen3VLForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         model.lm_head.weight[CONTROL:] *= 0.001

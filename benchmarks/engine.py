@@ -1,7 +1,8 @@
 """This server beside `transformers serve`, same checkpoint, same threads, one run: `python -m benchmarks.engine`.
 
 Streaming clients in a closed loop, 64 new tokens each; text, a fresh 448x448 picture each time, one picture repeated;
-1, 8 and 32 at once. Prints tokens per second and the time to the first token, and writes JSON. The peer's environment
+1, 8 and 32 at once. Prints tokens per second and the time to the first token, and writes
+JSON (`--json`) and a plot (`--plot`). The peer's environment
 is made once by `python -m benchmarks.peers transformers`; without it only this server is measured.
 """
 
@@ -31,6 +32,7 @@ from PIL import Image
 
 from benchmarks.checkpoint import write_checkpoint
 from benchmarks.peers import PEERS
+from benchmarks.plot import draw
 
 ROOT = Path(__file__).parents[1]
 TOKENS = 64
@@ -205,6 +207,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / ".build" / "benchmark")
     parser.add_argument("--rounds", type=int, default=3, help="the order of the two is turned round each time")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="an .svg or .png")
     options = parser.parse_args()
     checkpoint = options.work / "checkpoint"
     if not (checkpoint / "config.json").exists():
@@ -233,6 +236,8 @@ def main() -> None:
                 print(f"| {workload} | {name} | {' | '.join(values)} |")
     if options.json:
         options.json.write_text(json.dumps({"commands": commands, "rounds": rounds}, indent=2))
+    if options.plot:
+        draw(rounds, options.plot)
 
 
 if __name__ == "__main__":

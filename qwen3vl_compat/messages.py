@@ -23,10 +23,11 @@ class Image(Struct, frozen=True, tag="image"):
 
 
 class Picture(Struct, frozen=True, tag="picture"):
-    """A checked picture on the model's grid.
+    """A checked picture, or a pair of a video's frames, on the model's grid.
 
-    `patches` holds uint8 in the image processor's patch order, [rows * columns, channels * side * side], before the
-    doubling in time; `grid` is (1, rows, columns) in patches; width and height are those of the upright original.
+    `patches` holds uint8 in the image processor's patch order, [rows * columns, channels * frames * side * side]: one
+    frame, which is doubled in time later, or two; `grid` is (1, rows, columns) in patches; width and height are those
+    of the upright original.
     """
 
     digest: str
@@ -34,6 +35,7 @@ class Picture(Struct, frozen=True, tag="picture"):
     grid: tuple[int, int, int]
     width: int
     height: int
+    frames: int = 1
 
 
 Part = Text | Image | Picture

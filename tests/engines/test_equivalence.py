@@ -9,35 +9,42 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace as replace_struct
 from PIL import Image
 
+from benchmarks.agreement import model_inputs
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.demo.pictures import examination
 from qwen3vl_compat.engines.local.blocks import Blocks
+from qwen3vl_compat.engines.local.captured import Captured
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.dialect import Dialect
 from qwen3vl_compat.engines.local.job import Answer, Job
 from qwen3vl_compat.engines.local.memory import Shape
 from qwen3vl_compat.engines.local.pages import Pages
-from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder
+from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder, mrope_positions
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.engines.local.sequence import Span
 from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
 from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.events import Usage
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Caller, Message, Picture, Request, Text
 from qwen3vl_compat.settings import ModelSettings
+from tests.engines.test_captured import rerun
 from tests.media.crafted import encoded
 
 NEAR = 1e-4
 LENGTH = 12
-KINDS = 8
+KINDS = 9
 
 
 @dataclass
@@ -49,19 +56,26 @@ class Bench:
     expected: list[list[int]]
     sure: list[int]
     """How many of the expected tokens are no near-tie."""
-    runners: dict[tuple[int, bool], Runner] = field(default_factory=dict[tuple[int, bool], Runner])
+    runners: dict[tuple[int, str], Runner] = field(default_factory=dict[tuple[int, str], Runner])
 
-    def runner(self, size: int, *, paged: bool = False) -> Runner:
+    def runner(self, size: int, kind: str = "slots") -> Runner:
         """A runner with blocks of `size` tokens and memory for about three of the prompts."""
-        if (size, paged) not in self.runners:
+        if (size, kind) not in self.runners:
             tokens = 3 * max(len(prompt.ids) for prompt in self.prompts) + LENGTH
             made = Runner(self.checkpoint, ModelSettings(device="cpu", dtype="float32", kv_block=size, max_rows=6))
             made.blocks, shape = Blocks(tokens // size, size), Shape.of(made._text)
-            slots = Slots(shape, 6, self.checkpoint.context, made.blocks)
-            made.memory = Pages(shape, made.blocks, made.device) if paged else slots
-            made.decoding = made.decoder(made.memory)
-            self.runners[size, paged] = made
-        return self.runners[size, paged]
+            if kind == "slots":
+                made.memory = Slots(shape, 6, self.checkpoint.context, made.blocks)
+                made.decoding = made.decoder(made.memory)
+            else:
+                made.memory = pages = Pages(shape, made.blocks, [made.device] * shape.layers)
+                made.decoding = step = made.decoder(pages)
+                if kind == "captured":
+                    width = -(-tokens // size)
+                    with torch.inference_mode():
+                        made.decoding = Captured(step, 6, width, pages.spare, pages.layers, rerun)
+            self.runners[size, kind] = made
+        return self.runners[size, kind]
 
 
 def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
@@ -81,27 +95,43 @@ def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
         (words, Text("What time is it? " * 5)),
     ]
     build = PromptBuilder(checkpoint).build
-    return [build(Request(id="r", created=0, model="m", messages=(Message("user", parts),))) for parts in users[:KINDS]]
+    made = [build(Request(id="r", created=0, model="m", messages=(Message("user", parts),))) for parts in users]
+    return [*made, video(checkpoint, drawn[:2])]
 
 
-def reference(checkpoint: Checkpoint, prompt: Prompt, model: Any, pixels: Any) -> tuple[list[int], int]:
+def video(checkpoint: Checkpoint, frames: list[Image.Image]) -> Prompt:
+    """Three pairs of frames with their times, as Qwen3-VL reads a video; the frames are all one size."""
+    vocabulary, spec = checkpoint.vocabulary, checkpoint.spec
+    same = [frame.resize((96, 64)) for frame in (*frames, *frames[::-1], frames[0], frames[0])]
+    stills = [decode_image(encoded(frame, "PNG"), spec, "frame") for frame in same]
+    pairs: list[Picture] = []
+    for first, second in zip(stills[::2], stills[1::2], strict=True):
+        each = [
+            np.frombuffer(frame.patches, np.uint8).reshape(-1, 3, 1, spec.patch_size**2) for frame in (first, second)
+        ]
+        patches = np.concatenate(each, axis=2).tobytes()
+        pairs.append(replace_struct(first, patches=patches, frames=2, digest=first.digest + second.digest))
+    pad, start, end = (vocabulary.added[name] for name in ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>"))
+    ids, spans = vocabulary.encode("Watch this: "), list[Span]()
+    for number, pair in enumerate(pairs):
+        ids += [*vocabulary.encode(f"<{number + 0.5:.1f} seconds>"), start]
+        spans.append(Span(len(ids), spec.tokens(pair.grid), pair.digest))
+        ids += [*[pad] * spans[-1].length, end]
+    ids += vocabulary.encode(" What happens?")
+    positions, shift = mrope_positions(np.array(ids) == pad, pairs, spec.merge_size)
+    usage = Usage(prompt_text=len(ids))
+    return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(pairs), tuple(spans), usage)
+
+
+def reference(prompt: Prompt, model: Any, runner: Runner) -> tuple[list[int], int]:
     """What `generate()` says, and how many tokens come before its first near-tie."""
     ids = torch.from_numpy(prompt.ids)[None]
-    pictures: dict[str, Any] = {}
-    if prompt.pictures:
-        pictures = {
-            "pixel_values": torch.cat([pixels(each) for each in prompt.pictures]),
-            "image_grid_thw": torch.tensor([each.grid for each in prompt.pictures]),
-        }
     made = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        **model_inputs(model.config, ids, prompt, runner),
         max_new_tokens=LENGTH,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
-        **pictures,
     )
     tokens = made.sequences[0, len(prompt.ids) :].tolist()
     gaps = [float(top[0] - top[1]) for top in (row[0].topk(2).values for row in made.logits)]
@@ -118,7 +148,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
     runner = Runner(checkpoint, ModelSettings(device="cpu", dtype="float32"))
     prompts = prompts_of(checkpoint)
     with torch.inference_mode():
-        answers = [reference(checkpoint, prompt, model, runner._pixels) for prompt in prompts]
+        answers = [reference(prompt, model, runner) for prompt in prompts]
     return Bench(checkpoint, prompts, [tokens for tokens, _ in answers], [sure for _, sure in answers])
 
 
@@ -208,10 +238,10 @@ def run(bench: Bench, desk: Desk, all_asked: list[Asked], **drawn: Any) -> Itera
     all_asked=st.lists(asked, min_size=1, max_size=9),
     size=st.sampled_from((4, 7, 16)),
     most=st.sampled_from((5, 16, 33, 2048)),
-    paged=st.booleans(),
+    kind=st.sampled_from(("slots", "pages", "captured")),
 )
-def test_tokens_are_those_of_generate(bench: Bench, all_asked: list[Asked], size: int, most: int, paged: bool) -> None:
-    runner = bench.runner(size, paged=paged)
+def test_tokens_are_those_of_generate(bench: Bench, all_asked: list[Asked], size: int, most: int, kind: str) -> None:
+    runner = bench.runner(size, kind)
     for each, job in run(bench, Desk(bench, runner, most), all_asked):
         expected, sure = bench.expected[each.kind], bench.sure[each.kind]
         for answer in job.answers:

@@ -13,7 +13,7 @@ import transformers
 from transformers.image_transforms import normalize, rescale
 
 from qwen3vl_compat.engines import EngineUnusable
-from qwen3vl_compat.engines.local import attention
+from qwen3vl_compat.engines.local import attention, gpu
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.engines.local.compiling import Compiled, Recipe
@@ -51,20 +51,30 @@ class Runner:
         self._text: Any = self._model.model.language_model
         self._table = pixel_table(checkpoint).to(self.device)
         shape = Shape.of(self._text)
+        devices = [next(layer.parameters()).device for layer in self._text.layers]
         self.pace = Pace()
         """Of prompt tokens."""
         self.vision = Vision(self._encode, int(settings.vision_memory * 2**30))
-        self.blocks = Blocks(_tokens_of_memory(shape, settings, self.device) // settings.kv_block, settings.kv_block)
+        self.blocks = Blocks(_tokens_of_memory(shape, settings, devices) // settings.kv_block, settings.kv_block)
         self.token_bytes = shape.token_bytes * (1 if cuda else 2)
         """Memory that is set aside for each token."""
         _check_room(checkpoint.context, self.blocks.tokens, self.token_bytes, asked=settings.max_model_len)
-        self.memory: Memory = (
-            Pages(shape, self.blocks, self.device)
-            if cuda
-            else Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
-        )
+        if cuda:
+            heads = self._text.config.num_attention_heads
+            kernel = gpu.kernel_for(shape, heads, settings.kv_block, self.device)
+            self.memory: Memory = Pages(shape, self.blocks, devices, kernel)
+        else:
+            self.memory = Slots(shape, settings.max_rows, checkpoint.context, self.blocks)
         self.decoding: Callable[..., Scores] = self.decoder(self.memory)
         """The step over the newest tokens; a compiled one may take its place between two steps."""
+        if len(set(devices)) > 1:
+            log.warning(
+                "the layers stand on %d GPUs and take turns, uncaptured; to run them side by side (tensor parallelism) "
+                "is the work of an upstream engine such as vLLM or SGLang", len(set(devices)),
+            )  # fmt: skip
+        elif isinstance(self.memory, Pages) and self.memory.captures:
+            captured = gpu.capture(self.decoder(self.memory), self.memory, settings.max_rows, checkpoint.context)
+            self.decoding = captured or self.decoding
 
     def decoder(self, memory: Memory) -> Decoding:
         """The decode step over a memory."""
@@ -174,20 +184,19 @@ class Runner:
         return [part.clone() for part in parts] if len(parts) > 1 else list(parts)
 
     def _pixels(self, picture: Picture) -> torch.Tensor:
-        """uint8 patches -> the processor's values [patches, channels * time * side * side], doubled in time."""
-        side, time = self._spec.patch_size, self._spec.temporal_patch_size
-        raw = torch.frombuffer(bytearray(picture.patches), dtype=torch.uint8).to(self.device).view(-1, 3, side * side)
-        channels = torch.arange(3, device=self.device)[None, :, None]
-        values = self._table[channels, raw.int()]
-        return values[:, :, None].expand(-1, -1, time, -1).reshape(len(raw), -1)
+        """uint8 patches -> the processor's values [patches, channels * time * side * side]; one frame is doubled."""
+        side, times, frames = self._spec.patch_size, self._spec.temporal_patch_size, picture.frames
+        raw = torch.frombuffer(bytearray(picture.patches), dtype=torch.uint8).to(self.device)
+        channels = torch.arange(3, device=self.device)[None, :, None, None]
+        values = self._table[channels, raw.view(-1, 3, frames, side * side).int()]
+        return values.repeat_interleave(times // frames, dim=2).flatten(1)
 
 
-def _tokens_of_memory(shape: Shape, settings: ModelSettings, device: torch.device) -> int:
+def _tokens_of_memory(shape: Shape, settings: ModelSettings, devices: list[torch.device]) -> int:
     """Tokens there is room for: on a CPU by setting, where one may stand twice, in its row and in the pool."""
-    if device.type == "cpu":
+    if devices[0].type == "cpu":
         return int(settings.kv_memory * 2**30) // (2 * shape.token_bytes)
-    free, _ = torch.cuda.mem_get_info(device)
-    return max(0, int(settings.kv_share * free - settings.vision_memory * 2**30)) // shape.token_bytes
+    return gpu.room(shape, devices, settings.kv_share, int(settings.vision_memory * 2**30))
 
 
 def _check_room(context: int, tokens: int, token_bytes: int, *, asked: int) -> None:
@@ -222,6 +231,13 @@ def _stretched(checkpoint: Checkpoint, factor: float) -> Any:
     return config
 
 
+def _placement(checkpoint: Checkpoint) -> str:
+    """One GPU where the weights leave room on it, else all there are, as accelerate divides them."""
+    weights = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
+    free, _ = torch.cuda.mem_get_info(0)
+    return "cuda:0" if weights < 0.8 * free or torch.cuda.device_count() == 1 else "auto"
+
+
 def _load(checkpoint: Checkpoint, settings: ModelSettings, cuda: bool) -> Any:
     chosen = ("auto" if cuda else "float32") if settings.dtype == "auto" else settings.dtype
     transformers.utils.logging.disable_progress_bar()
@@ -231,7 +247,8 @@ def _load(checkpoint: Checkpoint, settings: ModelSettings, cuda: bool) -> Any:
             checkpoint.folder,
             **({"config": _stretched(checkpoint, settings.yarn)} if settings.yarn > 1 else {}),
             dtype=chosen if chosen == "auto" else getattr(torch, chosen),
-            device_map="auto" if cuda else None,
+            device_map=_placement(checkpoint) if cuda else None,
+            **({"experts_implementation": "grouped_mm"} if cuda and "Moe" in checkpoint.architecture else {}),
             attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
