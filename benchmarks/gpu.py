@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -116,7 +117,7 @@ def equivalence(work: Path) -> Figures:
     for name in ("dense", "mixture of experts"):
         folder = MODEL if name == "dense" else tiny_experts(work)
         checkpoint = read_checkpoint(str(folder), "")
-        one, two = (drawn(item.picture, checkpoint, work) for item in examination(2, 40))
+        one, two = (drawn(item.picture, checkpoint, work) for item in islice(examination(1, 40), 2))
         prompts = asked(
             checkpoint, (Text("Hello"),), (one, Text("Read the text.")), (one, Text(" and "), two, Text("?")),
             (Text("What time is it? " * 8),), (two, Text("Read the text.")),
