@@ -5,6 +5,7 @@ beginnings. A draw whose reference has two likeliest tokens closer than NEAR is 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -123,18 +124,41 @@ def video(checkpoint: Checkpoint, frames: list[Image.Image]) -> Prompt:
     return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(pairs), tuple(spans), usage)
 
 
+@contextmanager
+def listening_to_routers(model: Any) -> Iterator[list[float]]:
+    """For each call of the model the smallest gap, over tokens and layers, between an expert chosen and one not."""
+    calls, gaps = list[float](), list[float]()
+
+    def heard(module: Any, _: Any, results: Any) -> None:
+        ranked = results[0].sort(-1, descending=True).values
+        gaps.append(float((ranked[:, module.top_k - 1] - ranked[:, module.top_k]).min()))
+
+    def ended(*_: Any) -> None:
+        calls.append(min(gaps, default=1.0))
+        gaps.clear()
+
+    routers = [module for name, module in model.named_modules() if type(module).__name__.endswith("TopKRouter")]
+    hooks = [router.register_forward_hook(heard) for router in routers] + [model.register_forward_hook(ended)]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
 def reference(prompt: Prompt, model: Any, runner: Runner) -> tuple[list[int], int]:
-    """What `generate()` says, and how many tokens come before its first near-tie."""
+    """What `generate()` says, and how many tokens come before its first near-tie, of tokens or of experts."""
     ids = torch.from_numpy(prompt.ids)[None]
-    made = model.generate(
-        **model_inputs(model.config, ids, prompt, runner),
-        max_new_tokens=LENGTH,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
+    with listening_to_routers(model) as routed:
+        made = model.generate(
+            **model_inputs(model.config, ids, prompt, runner),
+            max_new_tokens=LENGTH,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    assert len(routed) == len(made.logits)
     tokens = made.sequences[0, len(prompt.ids) :].tolist()
-    gaps = [float(top[0] - top[1]) for top in (row[0].topk(2).values for row in made.logits)]
+    ranked = [row[0].topk(2).values for row in made.logits]
+    gaps = [min(float(top[0] - top[1]), gap) for top, gap in zip(ranked, routed, strict=True)]
     sure = next((place for place, gap in enumerate(gaps) if gap < NEAR), len(tokens))
     return tokens, sure
 
