@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    GenerationConfig,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
+
+from qwen3vl_compat.demo import MODEL
 
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / ".build" / "qwen3-tokenizer"
@@ -67,6 +75,31 @@ def write_checkpoint(
     video = pictures | {"video_processor_type": "Qwen3VLVideoProcessor", "size": {"shortest_edge": 4096,
                         "longest_edge": 25_165_824}}  # fmt: skip
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
+
+
+def enliven(model: torch.nn.Module) -> None:
+    """Freshly drawn weights are so small that a model says one word for ever; these look at places and pictures."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2:
+                weight.mul_(2 if "embed" in name else 6)
+
+
+def write_experts(folder: Path) -> None:
+    """A tiny random checkpoint of the mixture-of-experts class, with the bundled model's vocabulary and template."""
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    text = config["text_config"] | {
+        "model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
+    }  # fmt: skip
+    vision = config["vision_config"] | {"model_type": "qwen3_vl_moe_vision"}
+    made = Qwen3VLMoeConfig(**(config | {"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": vision}))
+    torch.manual_seed(5)
+    model: Any = Qwen3VLMoeForConditionalGeneration(made)
+    enliven(model)
+    model.save_pretrained(folder)
+    shutil.copy(MODEL / "generation_config.json", folder / "generation_config.json")
 
 
 if __name__ == "__main__":

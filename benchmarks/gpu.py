@@ -27,7 +27,7 @@ import transformers
 from PIL import Image
 
 from benchmarks.agreement import agreement, model_inputs
-from benchmarks.checkpoint import write_checkpoint
+from benchmarks.checkpoint import write_checkpoint, write_experts
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.demo.pictures import examination
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
@@ -115,7 +115,9 @@ def equivalence(work: Path) -> Figures:
     """Dense and mixture of experts, float32 and bfloat16, against float32 on the same GPU."""
     figures: Figures = {}
     for name in ("dense", "mixture of experts"):
-        folder = MODEL if name == "dense" else tiny_experts(work)
+        folder = MODEL if name == "dense" else work / "experts"
+        if folder != MODEL:
+            write_experts(folder)
         checkpoint = read_checkpoint(str(folder), "")
         one, two = (drawn(item.picture, checkpoint, work) for item in islice(examination(1, 40), 2))
         prompts = asked(
@@ -129,31 +131,6 @@ def equivalence(work: Path) -> Figures:
             found = agreement(checkpoint, runner, oracle, prompts, 32)
             figures[f"{name}, {dtype}, {type(runner.decoding).__name__}"] = str(found)
     return said("Agreement with float32", figures)
-
-
-def tiny_experts(work: Path) -> Path:
-    """A random checkpoint of the mixture-of-experts class, with the bundled model's vocabulary."""
-    import shutil
-
-    folder = work / "experts"
-    shutil.copytree(MODEL, folder)
-    (folder / "model.safetensors").unlink()
-    config = json.loads((folder / "config.json").read_text())
-    text = config["text_config"] | {
-        "model_type": "qwen3_vl_moe_text", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
-        "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True,
-    }  # fmt: skip
-    vision = config["vision_config"] | {"model_type": "qwen3_vl_moe_vision"}
-    whole = config | {"model_type": "qwen3_vl_moe", "text_config": text, "vision_config": vision}
-    torch.manual_seed(5)
-    model: Any = transformers.Qwen3VLMoeForConditionalGeneration(transformers.Qwen3VLMoeConfig(**whole))
-    with torch.no_grad():  # fresh weights are so small that a model says one word for ever
-        for name, weight in model.named_parameters():
-            if weight.ndim >= 2:
-                weight.mul_(2 if "embed" in name else 6)
-    model.save_pretrained(folder)
-    shutil.copy(MODEL / "generation_config.json", folder / "generation_config.json")
-    return folder
 
 
 def noise(seed: int, width: int = 1920, height: int = 1080) -> Image.Image:

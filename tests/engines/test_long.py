@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from benchmarks.checkpoint import enliven
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local.engine import LocalEngine
 from qwen3vl_compat.events import Completion
 from qwen3vl_compat.settings import load_settings
-from tests.engines.conftest import enliven
 from tests.engines.test_worker import ask, idle, outcome
 from tests.serving import UNCOMPILED
 
