@@ -1,9 +1,13 @@
 """Decoding, compiled behind a running engine: the same answers, kept on disk, and never in the way."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
@@ -17,6 +21,9 @@ from qwen3vl_compat.engines.local.packed import PackedLinear
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.settings import ModelSettings, load_settings
 from tests.engines.test_worker import ask, idle, outcome
+
+RECIPE = Recipe("Qwen3VLForConditionalGeneration", "{}", "float32", packed=False, rows=0, context=64)
+"""Of nothing that could be compiled."""
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +112,8 @@ async def test_without_a_compiler_the_engine_says_so(
 def test_a_model_that_cannot_be_compiled_is_told_in_a_line(
     more: dict[str, str], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = Recipe("Qwen3VLForConditionalGeneration", "{}", "float32", packed=False, rows=0, context=64)
     told: list[Path | None] = []
-    Compiler(replace(recipe, **more), tmp_path, told.append)._work()
+    Compiler(replace(RECIPE, **more), tmp_path, told.append)._work()
     assert told == [None]
     assert reason in caplog.text
     assert not list(tmp_path.iterdir())
@@ -124,8 +130,46 @@ async def test_closing_ends_the_child(tmp_path: Path) -> None:
     assert compiler._child is not None
     await engine.close()
     assert compiler._child.wait(5) != 0
-    compiler._thread.join(5)
+    assert not compiler._thread.is_alive()
     assert not list((tmp_path / "compiled").iterdir())
+
+
+def test_the_child_ends_with_its_parent_and_leaves_nothing(tmp_path: Path) -> None:
+    work = tmp_path / "work-of-one"
+    (work / "made").mkdir(parents=True)
+    command = [sys.executable, "-m", compiling.__name__, str(work / "made")]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdin is not None
+    config = (MODEL / "config.json").read_text()
+    child.stdin.write(msgspec.json.encode(replace(RECIPE, config=config, rows=6)) + b"\n")
+    child.stdin.close()  # as the system does when the parent is killed
+    assert child.wait(60) == 1
+    assert not work.exists()
+
+
+def test_only_the_steps_used_last_are_kept(tmp_path: Path) -> None:
+    for number in range(compiling.KEPT + 3):
+        (tmp_path / str(number)).mkdir()
+        os.utime(tmp_path / str(number), (number, number))
+    (tmp_path / "work-of-another").mkdir()
+    Compiler(RECIPE, tmp_path, lambda _: None)._prune()
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {"work-of-another", *map(str, range(3, compiling.KEPT + 3))}
+
+
+def test_two_servers_may_compile_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / RECIPE.name()
+
+    def faster(_: Compiler, made: Path, work: Path) -> None:
+        (made / "one.pt2").touch()
+        folder.mkdir()
+        (folder / "one.pt2").touch()
+
+    monkeypatch.setattr(Compiler, "_run_child", faster)
+    told: list[Path | None] = []
+    Compiler(RECIPE, tmp_path, told.append)._work()
+    assert told == [folder]
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_packed_layers_compute_what_plain_ones_do() -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 ROWS = ("one", "many")
 """One row is compiled apart: sizes of one cannot stand for others."""
+WORK = "work-"
+KEPT = 8
+"""Compiled steps kept on disk, of 5 MB each."""
 CHECKED = 0.1
 """A compiled step's logits may differ from the plain one's by this share of their spread. Rounding to bfloat16 alone
 makes 0.01 over 8 layers; anything wrong makes more than 1."""
@@ -89,6 +93,7 @@ class Recipe(msgspec.Struct, frozen=True):
 def example(rows: int, window: int, memory: list[torch.Tensor]) -> list[torch.Tensor]:
     """Inputs of a step: each row's token at its first place."""
     ids = torch.arange(rows)
+    window = min(window, memory[0].shape[2] - 1)
     mask = torch.zeros(rows, 1, 1, window, dtype=memory[0].dtype)
     mask[..., 1:] = -torch.inf
     return [ids, torch.zeros(3, rows, dtype=torch.long), torch.zeros(rows, dtype=torch.long), mask, *memory]
@@ -140,15 +145,19 @@ class Compiler:
         self._thread.start()
 
     def close(self) -> None:
-        """End the child, if there is one."""
+        """End the child, if there is one, and wait until nothing of it is left."""
         self._closed = True
         if self._child is not None:
             self._child.kill()
+        self._thread.join(5)
 
     def _work(self) -> None:
         try:
             folder = self._cache / self._recipe.name()
-            self._done(folder if folder.exists() or self._compile(folder) else None)
+            found = folder.exists() or self._compile(folder)
+            if found:
+                os.utime(folder)
+            self._done(folder if found else None)
         except Exception:
             log.warning("decoding stays uncompiled", exc_info=True)
             self._done(None)
@@ -158,15 +167,23 @@ class Compiler:
             log.info("decoding stays uncompiled: there is no C++ compiler (g++)")
             return False
         self._cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._cache, prefix="work-", ignore_cleanup_errors=True) as work:
+        with tempfile.TemporaryDirectory(dir=self._cache, prefix=WORK, ignore_cleanup_errors=True) as work:
             made = Path(work) / "made"
             made.mkdir()
             said = self._run_child(made, Path(work))
             if said is None:
-                made.replace(folder)
+                with suppress(OSError):  # another server may have been faster
+                    made.replace(folder)
+                self._prune()
             elif not self._closed:
                 log.warning("decoding stays uncompiled: %s", said)
-            return said is None
+        return folder.exists()
+
+    def _prune(self) -> None:
+        """Forget the steps that were not used for longest."""
+        made = [path for path in self._cache.iterdir() if not path.name.startswith(WORK)]
+        for path in sorted(made, key=lambda path: path.stat().st_mtime)[:-KEPT]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _run_child(self, made: Path, work: Path) -> str | None:
         """Compile into a folder; returns what went wrong."""
@@ -203,10 +220,16 @@ def _processor() -> str:
 def main() -> None:
     """The child: a recipe on standard input, whose end is the parent's end; a folder on the command line."""
     recipe = msgspec.json.decode(sys.stdin.buffer.readline(), type=Recipe)
-    # A buffered read would hold the lock that the interpreter takes when it ends.
-    threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+    folder = Path(sys.argv[1])
+
+    def follow_the_parent() -> None:
+        os.read(0, 1)  # a buffered read would hold the lock that the interpreter takes when it ends
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        os._exit(1)
+
+    threading.Thread(target=follow_the_parent, daemon=True).start()
     os.nice(19)
-    recipe.build(Path(sys.argv[1]))
+    recipe.build(folder)
 
 
 if __name__ == "__main__":

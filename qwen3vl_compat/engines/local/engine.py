@@ -114,7 +114,7 @@ class LocalEngine:
     async def close(self) -> None:
         """End the thread after the step it is in."""
         if self._compiler is not None:
-            self._compiler.close()
+            await asyncio.to_thread(self._compiler.close)
         if self._worker is not None:
             self._worker.close()
         await asyncio.to_thread(self._thread.join, 10)

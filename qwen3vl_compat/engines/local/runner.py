@@ -81,8 +81,8 @@ class Runner:
         return Decoding(self._text, self._model.lm_head, memory.make_step)
 
     def recipe(self) -> Recipe | None:
-        """What a compiled step over this memory is made from; None where none can be."""
-        if not isinstance(self.memory, Slots):
+        """What a compiled step over this memory is made from; None on a GPU and for quantised weights."""
+        if not isinstance(self.memory, Slots) or getattr(self._model.config, "quantization_config", None):
             return None
         return Recipe(
             architecture=type(self._model).__name__,
