@@ -166,6 +166,7 @@ class Compiler:
         if not _has_compiler():
             log.info("decoding stays uncompiled: there is no C++ compiler (g++)")
             return False
+        log.info("decoding is being compiled in the background; this takes a minute or more, once")
         self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._cache, prefix=WORK, ignore_cleanup_errors=True) as work:
             made = Path(work) / "made"
