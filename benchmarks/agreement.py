@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from qwen3vl_compat.engines.local.answer import Answer
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.engines.local.decoding import Scores
 from qwen3vl_compat.engines.local.dialect import Dialect
-from qwen3vl_compat.engines.local.job import Answer, Job
+from qwen3vl_compat.engines.local.guide import Rules
+from qwen3vl_compat.engines.local.job import Job
 from qwen3vl_compat.engines.local.prompt import Prompt
 from qwen3vl_compat.engines.local.runner import Runner
-from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.sequence import Sequence
 from qwen3vl_compat.engines.local.worker import Worker
 from qwen3vl_compat.messages import Caller, Request
@@ -75,12 +77,12 @@ def model_inputs(config: Any, ids: torch.Tensor, prompt: Prompt, runner: Runner)
 @torch.inference_mode()
 def agreement(checkpoint: Checkpoint, runner: Runner, oracle: Any, prompts: list[Prompt], length: int) -> Agreement:
     """Ask the engine, then the oracle: transformers' model in float32."""
-    worker = Listening(runner, ModelSettings(piece_tokens=64), frozenset(), lambda _: None)
+    worker = Listening(runner, ModelSettings(piece_tokens=64), lambda _: None)
     heard, jobs = worker.listen(), list[Job]()
     for prompt in prompts:
         request = Request(id="r", created=0, model="m", messages=(), caller=Caller("t", "k"))
-        chooser = Chooser(temperature=0.0, top_p=1.0, top_k=0, seed=0, choice=0)
-        jobs.append(Job(request, prompt, length, [Answer(chooser, Dialect(checkpoint.vocabulary, ()))]))
+        rules, words = Rules(eos=frozenset(), ends=frozenset(), limit=length), checkpoint.vocabulary
+        jobs.append(Job(request, prompt, [Answer(Chooser(), Dialect(words, 0), rules, words, seen=Seen(()))]))
         worker.submit(jobs[-1])
     while worker.busy:
         worker.turn()

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.media.image import VisionSpec, announced_tokens, decode_image
-from qwen3vl_compat.messages import Image, Message, Part, Request
+from qwen3vl_compat.messages import Image, Message, Part, Picture, Request, ToolResult
 from qwen3vl_compat.policies import Prepare
 from qwen3vl_compat.settings import MediaSettings
 
@@ -24,7 +24,7 @@ def checked_media(spec: VisionSpec, limits: MediaSettings, context: int) -> Prep
 async def _prepare(
     spec: VisionSpec, limits: MediaSettings, context: int, decoding: asyncio.Semaphore, request: Request
 ) -> Request:
-    images = [part for message in request.messages for part in message.parts if isinstance(part, Image)]
+    images = [part for message in request.messages for part in message.leaves if isinstance(part, Image)]
     if not images:
         return request
     if len(images) > limits.max_images:
@@ -49,7 +49,7 @@ async def _prepare(
     return replace(request, messages=tuple([await _checked(message, spec, decoding) for message in request.messages]))
 
 
-def _decoded(image: Image, spec: VisionSpec) -> Part:
+def _decoded(image: Image, spec: VisionSpec) -> Picture:
     try:
         return decode_image(image.data, spec, image.param)
     except InvalidRequest as error:
@@ -58,11 +58,14 @@ def _decoded(image: Image, spec: VisionSpec) -> Part:
 
 
 async def _checked(message: Message, spec: VisionSpec, decoding: asyncio.Semaphore) -> Message:
-    parts: list[Part] = []
-    for part in message.parts:
-        if isinstance(part, Image):
-            async with decoding:
-                parts.append(await asyncio.to_thread(_decoded, part, spec))
-        else:
-            parts.append(part)
-    return replace(message, parts=tuple(parts))
+    async def checked(part: Part) -> Part:
+        match part:
+            case Image():
+                async with decoding:
+                    return await asyncio.to_thread(_decoded, part, spec)
+            case ToolResult():
+                return replace(part, parts=tuple([await checked(each) for each in part.parts]))
+            case _:
+                return part
+
+    return replace(message, parts=tuple([await checked(part) for part in message.parts]))

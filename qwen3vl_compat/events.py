@@ -4,17 +4,21 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-FinishReason = Literal["stop", "length"]
+from qwen3vl_compat.messages import ToolCall
+
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class Usage(Struct, frozen=True, kw_only=True):
-    """Tokens counted, never estimated. `completion` sums over the choices."""
+    """Tokens counted, never estimated. `completion` sums over the choices; `reasoning` is the thoughts' part of it."""
 
     prompt_text: int
     """Prompt tokens that are not picture slots: words, control tokens and the template's own."""
     prompt_image: int = 0
     completion: int = 0
+    reasoning: int = 0
 
     @property
     def prompt(self) -> int:
@@ -25,6 +29,21 @@ class Usage(Struct, frozen=True, kw_only=True):
     def total(self) -> int:
         """Prompt and completion together."""
         return self.prompt + self.completion
+
+
+class Likely(Struct, frozen=True):
+    """A token that could have come: its id, its bytes (UTF-8 that may begin or end inside a character), ln(share)."""
+
+    token: int
+    data: bytes
+    logprob: float
+
+
+class Logprob(Struct, frozen=True):
+    """A token of the visible answer, and the likeliest ones in its place, the likeliest first."""
+
+    chosen: Likely
+    top: tuple[Likely, ...] = ()
 
 
 class Started(Struct, frozen=True, tag="started"):
@@ -39,6 +58,26 @@ class TextDelta(Struct, frozen=True, tag="text"):
     index: int
     text: str
     completion: int
+    logprobs: tuple[Logprob, ...] = ()
+
+
+class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+    """More of one choice's thoughts."""
+
+    index: int
+    text: str
+    completion: int
+
+
+class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
+    """A call begins (with its id and name), or more of its arguments' JSON text. `call` numbers a choice's calls."""
+
+    index: int
+    call: int
+    id: str
+    name: str
+    arguments: str
+    completion: int
 
 
 class Finish(Struct, frozen=True, tag="finish"):
@@ -47,11 +86,28 @@ class Finish(Struct, frozen=True, tag="finish"):
     index: int
     reason: FinishReason
     usage: Usage
+    details: str = ""
+    """Why, where the reason does not say it all: `repetition`, `closed`."""
 
 
-Event = Started | TextDelta | Finish
+Delta = TextDelta | ReasoningDelta | ToolCallDelta
+Event = Started | Delta | Finish
 Events = AsyncGenerator[Event, None]
 """A generation under way; closing it ends the generation."""
+
+
+def joined(first: Event, second: Event) -> Event | None:
+    """One delta that says what two in a row say, if there is one."""
+    match first, second:
+        case TextDelta(), TextDelta():
+            logprobs = first.logprobs + second.logprobs
+            return replace(second, text=first.text + second.text, logprobs=logprobs)
+        case ReasoningDelta(), ReasoningDelta():
+            return replace(second, text=first.text + second.text)
+        case ToolCallDelta(), ToolCallDelta() if first.call == second.call:
+            return replace(first, arguments=first.arguments + second.arguments, completion=second.completion)
+        case _:
+            return None
 
 
 class Choice(Struct, frozen=True):
@@ -60,6 +116,10 @@ class Choice(Struct, frozen=True):
     index: int
     text: str
     reason: FinishReason
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Logprob, ...] = ()
+    details: str = ""
 
 
 class Completion(Struct, frozen=True):
@@ -71,16 +131,34 @@ class Completion(Struct, frozen=True):
 
 async def fold(events: AsyncIterator[Event]) -> Completion:
     """Gather a stream of events into the whole answer; this is all that 'not streaming' means."""
-    texts: dict[int, list[str]] = {}
+    made: dict[int, list[Delta]] = {}
     ends: dict[int, Finish] = {}
     async for event in events:
         match event:
             case Started():
                 pass
-            case TextDelta(index, text):
-                texts.setdefault(index, []).append(text)
             case Finish(index):
                 ends[index] = event
+            case _:
+                made.setdefault(event.index, []).append(event)
     assert ends, "an engine ended a stream without a Finish"
-    choices = tuple(Choice(index, "".join(texts.get(index, ())), ends[index].reason) for index in sorted(ends))
+    choices = tuple(_choice(ends[index], made.get(index, [])) for index in sorted(ends))
     return Completion(choices, list(ends.values())[-1].usage)
+
+
+def _choice(end: Finish, deltas: list[Delta]) -> Choice:
+    texts = [delta for delta in deltas if isinstance(delta, TextDelta)]
+    calls: dict[int, ToolCall] = {}
+    for delta in deltas:
+        if isinstance(delta, ToolCallDelta):
+            call = calls.get(delta.call) or ToolCall(delta.id, delta.name, "")
+            calls[delta.call] = replace(call, arguments=call.arguments + delta.arguments)
+    return Choice(
+        end.index,
+        "".join(delta.text for delta in texts),
+        end.reason,
+        reasoning="".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)),
+        calls=tuple(calls.values()),
+        logprobs=tuple(logprob for delta in texts for logprob in delta.logprobs),
+        details=end.details,
+    )

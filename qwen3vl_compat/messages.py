@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Text(Struct, frozen=True, tag="text"):
@@ -38,14 +38,92 @@ class Picture(Struct, frozen=True, tag="picture"):
     frames: int = 1
 
 
-Part = Text | Image | Picture
+class Reasoning(Struct, frozen=True, tag="reasoning"):
+    """What the assistant thought before it answered."""
+
+    text: str
+
+
+class ToolCall(Struct, frozen=True, tag="tool_call"):
+    """A function the assistant asked for; `arguments` is JSON text, an object if the model kept to the form."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+Content = Text | Image | Picture
+
+
+class ToolResult(Struct, frozen=True, tag="tool_result"):
+    """What a function gave back, for the call of that id."""
+
+    id: str
+    name: str
+    parts: tuple[Content, ...]
+
+
+Part = Content | Reasoning | ToolCall | ToolResult
 
 
 class Message(Struct, frozen=True):
-    """One turn of the conversation."""
+    """One turn of the conversation; a turn of role `tool` holds one ToolResult."""
 
     role: Role
     parts: tuple[Part, ...]
+
+    @property
+    def leaves(self) -> tuple[Part, ...]:
+        """The parts, those inside tool results in their place."""
+        return tuple(
+            inner for part in self.parts for inner in (part.parts if isinstance(part, ToolResult) else (part,))
+        )
+
+
+class Tool(Struct, frozen=True, kw_only=True):
+    """A function the model may call."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+    """The arguments' JSON Schema, as JSON text; empty for a function without any."""
+    strict: bool = False
+    """Refuse a schema that cannot be kept to the letter."""
+    param: str = ""
+    """The field the schema came in, for error messages."""
+
+
+class ToolChoice(Struct, frozen=True, kw_only=True):
+    """Whether tools may or must be called."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    names: tuple[str, ...] = ()
+    """Only these; empty for all."""
+    parallel: bool = True
+    """Whether one answer may hold several calls."""
+
+
+class OutputFormat(Struct, frozen=True, kw_only=True):
+    """The form the visible answer must have."""
+
+    kind: Literal["text", "json_object", "json_schema", "regex", "choice"] = "text"
+    value: str = ""
+    """The JSON Schema, the regex, or the choices as a JSON list."""
+    strict: bool = False
+    """Refuse a schema that cannot be kept to the letter."""
+    param: str = ""
+    """The field it came in, for error messages."""
+
+
+class Thinking(Struct, frozen=True, kw_only=True):
+    """Whether and how long a model that can think does so."""
+
+    enabled: bool | None = None
+    """None leaves it to the chat template."""
+    budget: int | None = None
+    """Tokens after which the thought is closed; None for no bound of its own, 0 for no thought."""
+    shown: bool = True
+    """Whether the thoughts are sent; they are paid for either way."""
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -53,8 +131,26 @@ class Sampling(Struct, frozen=True, kw_only=True):
 
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    """0 keeps every token."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    """Divides the logits of tokens in the prompt or the answer, or multiplies negative ones (Keskar et al., 2019)."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens in the answer, once."""
+    frequency_penalty: float = 0.0
+    """Taken off the logits of tokens in the answer, for each time they are in it."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these tokens."""
+    logprobs: int | None = None
+    """Send the log-probability of each token of the visible answer, and of so many of the likeliest."""
     max_tokens: int | None = None
+    min_tokens: int = 0
+    """The end, and stop tokens, cannot be chosen before."""
+    ignore_eos: bool = False
+    """Go on after the end until max_tokens."""
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
     seed: int | None = None
 
 
@@ -74,6 +170,10 @@ class Request(Struct, frozen=True, kw_only=True):
     model: str
     messages: tuple[Message, ...]
     sampling: Sampling = Sampling()
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    format: OutputFormat = OutputFormat()
+    thinking: Thinking = Thinking()
     choices: int = 1
     stream: bool = False
     stream_usage: bool = False

@@ -84,6 +84,10 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The server is not ready when a step takes longer than this."""
     take_idle: Seconds = 30
     """A reader that takes none of its events for this long is given up."""
+    close_early: bool = True
+    """Bring an answer bound to JSON to its end shortly before max_tokens cuts it, and say so in its details."""
+    rambling: Annotated[int, Meta(ge=0)] = 0
+    """End an answer whose last so many tokens are one stretch of at most a quarter of that, over and over; 0: never."""
     pause: Annotated[float, Meta(ge=0, le=60)] = 0
     """Seconds the scripted engine takes for a token."""
 

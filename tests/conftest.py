@@ -1,6 +1,8 @@
-"""Servers shared by the whole run: starting one costs seconds."""
+"""Tiny checkpoints, and servers shared by the whole run: starting one costs seconds."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,4 +20,58 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The scripted engine, served; it takes 20 ms a token, so that there is time to interrupt it."""
     with serving(tmp_path_factory.mktemp("scripted"), environment={"QWEN3VL_MODEL__ENGINE": "scripted"}) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model's shape with random weights."""
+    import torch
+    from transformers import Qwen3VLForConditionalGeneration
+
+    from benchmarks.checkpoint import enliven
+    from qwen3vl_compat.demo.blank import write_blank
+
+    folder = tmp_path_factory.mktemp("blank") / "model"
+    write_blank(folder, seed=3)
+    made = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    enliven(made)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random checkpoint of the mixture-of-experts class."""
+    from benchmarks.checkpoint import write_experts
+
+    folder = tmp_path_factory.mktemp("moe") / "model"
+    write_experts(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def thinker(blank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random checkpoint with a template that opens a thought, as those of the Thinking models do."""
+    folder = tmp_path_factory.mktemp("thinker") / "model"
+    shutil.copytree(blank, folder)
+    template = folder / "chat_template.jinja"
+    text = template.read_text(encoding="utf-8")
+    opened = text.replace("{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}")
+    assert opened != text
+    template.write_text(opened, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def thinking_server(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The random thinking checkpoint, served."""
+    with serving(tmp_path_factory.mktemp("thinking"), "--model", str(thinker)) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def moe_server(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The random mixture of experts, served."""
+    with serving(tmp_path_factory.mktemp("experts"), "--model", str(moe)) as served:
         yield served

@@ -1,30 +1,53 @@
 """A deterministic engine: answers come from a script of patterns, for demonstrations and tests.
 
-A word with the white space before it is one token, a picture costs its true number of slots.
+A word with the white space before it is one token, so is a tag; a picture costs its true number of slots.
 """
 
 import asyncio
+import json
 import re
-from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar
 
 from msgspec.structs import replace
 from prometheus_client.metrics_core import Metric
 
+from qwen3vl_compat.engines.calls import CallReader
 from qwen3vl_compat.engines.stop import StopStrings
 from qwen3vl_compat.errors import InvalidRequest, NotFound
-from qwen3vl_compat.events import Events, Finish, FinishReason, Started, TextDelta, Usage
+from qwen3vl_compat.events import (
+    Delta,
+    Events,
+    Finish,
+    FinishReason,
+    Likely,
+    Logprob,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
 from qwen3vl_compat.media.image import VisionSpec
-from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text
+from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text, Tool
 from qwen3vl_compat.settings import Settings
 
 WORD = re.compile(r"\s*\S+|\s+$")
+TAG = re.compile(r"(</?(?:think|tool_call)>)")
 
 
 class ScriptedEngine:
-    """Answers the last user text by the first pattern that matches it; `\\1` in an answer is the pattern's group."""
+    """Answers the last turn by the first pattern that matches its text; `\\1` in an answer is the pattern's group.
+
+    What a tool gave back is read as `result: ...`. An answer may hold `<think>` and `<tool_call>`; a line that calls is
+    passed over where nothing may be called. Where a call or JSON is demanded and the script has none, the simplest one
+    is made from the schema.
+    """
 
     SCRIPT: ClassVar[Sequence[tuple[str, str]]] = (
+        (r"(?is)^result: (.*)", r"The tool says: \1"),
+        (r"(?is)call (\w+) with (\{.*\})", r'<tool_call>{"name": "\1", "arguments": \2}</tool_call>'),
+        (r"(?is)think: (.*?) then say: (.*)", r"<think>\1</think>\2"),
         (r"(?i)count to (\d+)", "<count>"),
         (r"(?s)say exactly: (.*)", r"\1"),
         (r"(?s)(.*)", r"You said: \1"),
@@ -66,8 +89,9 @@ class ScriptedEngine:
     async def count(self, request: Request) -> Usage:
         """Words, plus four tokens a message for its frame, plus the slots of the pictures."""
         self._check_model(request)
-        parts = [part for message in request.messages for part in message.parts]
-        texts = [part.text for part in parts if isinstance(part, Text)]
+        parts = [part for message in request.messages for part in message.leaves]
+        texts = [text for part in parts if isinstance(text := getattr(part, "text", None), str)]
+        texts += [tool.description for tool in request.tools]
         if sum(map(len, texts)) > 64 * self._context:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
         words = sum(len(WORD.findall(text)) for text in texts)
@@ -80,33 +104,142 @@ class ScriptedEngine:
         room = self._context - usage.prompt
         if room < 1:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
-        limit, total = min(request.sampling.max_tokens or room, room), 0
+        limit, total = min(request.sampling.max_tokens or room, room), Usage(prompt_text=0)
         yield Started(usage)
         for index in range(request.choices):
-            shown, made = StopStrings(request.sampling.stop), 0
+            telling = _Telling(request, index)
             reason: FinishReason = "stop"
-            for word in WORD.findall(self._answer(request)):
-                if made == limit:
+            for tag, word in _words(self._answer(request), request):
+                if telling.made == limit:
                     reason = "length"
                     break
                 await asyncio.sleep(self._pause)
-                made += 1
-                if text := shown.push(word):
-                    yield TextDelta(index, text, made)
-                if shown.stopped:
+                for delta in telling.push(tag, word):
+                    yield delta
+                if telling.stops.stopped:
                     break
-            if text := shown.finish():
-                yield TextDelta(index, text, made)
-            total += made
-            yield Finish(index, reason, replace(usage, completion=total))
+            for delta in telling.finish():
+                yield delta
+            if telling.calls and reason == "stop":
+                reason = "tool_calls"
+            total = replace(
+                total, completion=total.completion + telling.made, reasoning=total.reasoning + telling.thought
+            )
+            yield Finish(index, reason, replace(usage, completion=total.completion, reasoning=total.reasoning))
 
     def _answer(self, request: Request) -> str:
-        last = request.messages[-1].parts
-        asked = " ".join(part.text for part in last if isinstance(part, Text))
-        seen = "".join(f"[{part.width}x{part.height}] " for part in last if isinstance(part, Picture))
+        last = request.messages[-1]
+        asked = " ".join(part.text for part in last.leaves if isinstance(part, Text))
+        asked = f"result: {asked}" if last.role == "tool" else asked
+        seen = "".join(f"[{part.width}x{part.height}] " for part in last.leaves if isinstance(part, Picture))
+        tools = _callable(request)
+        answer = next(self._lines(asked, seen, calling=bool(tools)), seen + "I have no line for that.")
+        if request.tool_choice.mode == "required" and "<tool_call>" not in answer:
+            arguments = json.dumps(simplest(json.loads(tools[0].parameters or "{}")))
+            return f'<tool_call>{{"name": "{tools[0].name}", "arguments": {arguments}}}</tool_call>'
+        if request.format.kind in ("json_object", "json_schema") and not _is_json(answer):
+            return json.dumps(simplest(json.loads(request.format.value or "{}")))
+        return answer
+
+    def _lines(self, asked: str, seen: str, *, calling: bool) -> Iterator[str]:
         for pattern, answer in self._script:
-            if found := pattern.search(asked):
+            if (found := pattern.search(asked)) and (calling or "<tool_call>" not in answer):
                 if answer == "<count>":
-                    return seen + " ".join(str(number + 1) for number in range(int(found[1][:6])))
-                return seen + found.expand(answer)
-        return seen + "I have no line for that."
+                    yield seen + " ".join(str(number + 1) for number in range(int(found[1][:6])))
+                else:
+                    said = found.expand(answer)
+                    yield said if said.startswith("<") else seen + said
+
+
+def _callable(request: Request) -> list[Tool]:
+    choice = request.tool_choice
+    if choice.mode == "none":
+        return []
+    return [tool for tool in request.tools if not choice.names or tool.name in choice.names]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def simplest(schema: Any) -> Any:
+    """A small value of a schema, as far as its types, constants and required properties go."""
+    if not isinstance(schema, dict):
+        return None
+    known: dict[str, Any] = schema  # pyright: ignore[reportUnknownVariableType]
+    if "const" in known or "enum" in known:
+        return known.get("const", (known.get("enum") or [None])[0])
+    for name in ("anyOf", "oneOf", "allOf"):
+        if known.get(name):
+            return simplest(known[name][0])
+    kind = known.get("type", "object")
+    kind = kind[0] if isinstance(kind, list) else kind  # pyright: ignore[reportUnknownVariableType]
+    if kind == "object":
+        inner = known.get("properties", {})
+        return {name: simplest(inner.get(name, {"type": "string"})) for name in known.get("required", ())}
+    plain: dict[Any, Any] = {"string": "text", "integer": 0, "number": 0, "boolean": False, "array": []}
+    return plain.get(kind)
+
+
+def _words(answer: str, request: Request) -> Iterator[tuple[str, str]]:
+    """(The tag that is open, a word or a tag), in order; thoughts only as far as they are wanted."""
+    wanted, thought, open_tag = request.thinking, 0, ""
+    unwanted = wanted.enabled is False or wanted.budget == 0
+    for piece in TAG.split(answer):
+        if piece in ("<think>", "<tool_call>"):
+            open_tag = piece
+        if open_tag == "<think>" and unwanted:
+            pass
+        elif TAG.fullmatch(piece):
+            yield open_tag, piece
+        else:
+            for word in WORD.findall(piece):
+                thought += open_tag == "<think>"
+                if open_tag != "<think>" or wanted.budget is None or thought <= wanted.budget:
+                    yield open_tag, word
+        if piece.startswith("</"):
+            open_tag = ""
+
+
+class _Telling:
+    """One choice's words as deltas."""
+
+    def __init__(self, request: Request, index: int) -> None:
+        self.stops, self.made, self.thought, self.calls = StopStrings(request.sampling.stop), 0, 0, 0
+        self._request, self._index, self._reader = request, index, CallReader()
+
+    def push(self, tag: str, word: str) -> list[Delta]:
+        """What a word inside a tag lets be shown."""
+        self.made += 1
+        self.thought += tag == "<think>"
+        if TAG.fullmatch(word):
+            if word == "<tool_call>":
+                self._reader = CallReader()
+            self.calls += word == "</tool_call>"
+            return []
+        if tag == "<think>":
+            return [ReasoningDelta(self._index, word, self.made)]
+        if tag == "<tool_call>":
+            return self._call(word)
+        told = Logprob(Likely(-1, word.encode(), 0.0))
+        logprobs = () if self._request.sampling.logprobs is None else (told,)
+        text = self.stops.push(word)
+        return [TextDelta(self._index, text, self.made, logprobs)] if text or logprobs else []
+
+    def _call(self, word: str) -> list[Delta]:
+        known = self._reader.name is not None
+        arguments = self._reader.push(word)
+        if self._reader.name is None or (known and not arguments):
+            return []
+        number = "" if known else f"call_{self._request.id}_{self._index}_{self.calls}"
+        name = "" if known else self._reader.name
+        return [ToolCallDelta(self._index, self.calls, number, name, arguments, self.made)]
+
+    def finish(self) -> list[Delta]:
+        """What is still held back."""
+        text = self.stops.finish()
+        return [TextDelta(self._index, text, self.made)] if text else []

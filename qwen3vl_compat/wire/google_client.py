@@ -1,18 +1,42 @@
 """The client's half of Google's generateContent: the body that is sent and the stream that comes back."""
 
 import base64
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError
-from qwen3vl_compat.events import Events, FinishReason, Started, Usage
-from qwen3vl_compat.messages import Image, Part, Request, Text
+from qwen3vl_compat.events import (
+    Delta,
+    Events,
+    FinishReason,
+    Likely,
+    Logprob,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from qwen3vl_compat.messages import (
+    Image,
+    Message,
+    OutputFormat,
+    Part,
+    Reasoning,
+    Request,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import Json
-from qwen3vl_compat.wire.generate_content import REASONS
 from qwen3vl_compat.wire.received import Received
 
 
@@ -22,48 +46,149 @@ def encode_request(request: Request) -> bytes:
     config: Json = {
         "temperature": sampling.temperature,
         "topP": sampling.top_p,
+        "topK": sampling.top_k,
+        "presencePenalty": sampling.presence_penalty or None,
+        "frequencyPenalty": sampling.frequency_penalty or None,
+        "responseLogprobs": None if sampling.logprobs is None else True,
+        "logprobs": sampling.logprobs,
         "maxOutputTokens": sampling.max_tokens,
         "stopSequences": list(sampling.stop) or None,
         "seed": sampling.seed,
         "candidateCount": request.choices if request.choices != 1 else None,
+        "thinkingConfig": _encode_thinking(request.thinking),
+        **_encode_format(request.format),
     }
     config = {name: value for name, value in config.items() if value is not None}
     messages = list(request.messages)
     body: Json = {"generationConfig": config} if config else {}
     if messages and messages[0].role == "system":
         body["systemInstruction"] = {"parts": [_encode_part(part) for part in messages.pop(0).parts]}
-    names = {"user": "user", "assistant": "model", "system": "user"}
-    body["contents"] = [
-        {"role": names[item.role], "parts": [_encode_part(part) for part in item.parts]} for item in messages
-    ]
+    body["contents"] = [_encode_content(item) for item in messages]
+    if request.tools:
+        body["tools"] = [{"functionDeclarations": [_encode_tool(tool) for tool in request.tools]}]
+    if (choice := _encode_choice(request.tool_choice)) is not None:
+        body["toolConfig"] = {"functionCallingConfig": choice}
     return msgspec.json.encode(body)
 
 
+def _encode_thinking(thinking: Thinking) -> Json:
+    config: Json = {"includeThoughts": thinking.shown}
+    if thinking.enabled is not None:
+        unbounded = -1 if thinking.enabled else 0
+        config["thinkingBudget"] = unbounded if thinking.budget is None else thinking.budget
+    return config
+
+
+def _encode_format(form: OutputFormat) -> Json:
+    match form.kind:
+        case "json_object":
+            return {"responseMimeType": "application/json"}
+        case "json_schema":
+            return {"responseMimeType": "application/json", "responseJsonSchema": msgspec.Raw(form.value.encode())}
+        case "choice":
+            schema = {"type": "STRING", "enum": json.loads(form.value)}
+            return {"responseMimeType": "text/x.enum", "responseSchema": schema}
+        case _:
+            return {}
+
+
+def _encode_tool(tool: Tool) -> Json:
+    schema = {"parametersJsonSchema": msgspec.Raw(tool.parameters.encode())} if tool.parameters else {}
+    return {"name": tool.name, "description": tool.description, **schema}
+
+
+def _encode_choice(choice: ToolChoice) -> Json | None:
+    mode = {"auto": "AUTO", "none": "NONE", "required": "ANY"}[choice.mode]
+    if choice.names:
+        return {"mode": mode, "allowedFunctionNames": list(choice.names)}
+    return {"mode": mode} if choice.mode != "auto" else None
+
+
+def _encode_content(message: Message) -> Json:
+    names = {"user": "user", "assistant": "model", "system": "user", "tool": "user"}
+    return {"role": names[message.role], "parts": [_encode_part(part) for part in message.parts]}
+
+
 def _encode_part(part: Part) -> Json:
-    if isinstance(part, Text):
-        return {"text": part.text}
-    assert isinstance(part, Image), "a checked picture has no wire form"
-    data = base64.b64encode(part.data).decode("ascii")
-    return {"inlineData": {"mimeType": part.mime_type, "data": data}}
+    match part:
+        case Text(text):
+            return {"text": text}
+        case Reasoning(text):
+            return {"text": text, "thought": True}
+        case ToolCall(number, name, arguments):
+            return {"functionCall": {"id": number, "name": name, "args": msgspec.Raw(arguments.encode())}}
+        case ToolResult(number, name, parts):
+            response: Json = {"id": number, "name": name, "response": _encode_response(parts[0])}
+            if parts[1:]:
+                response["parts"] = [_encode_part(each) for each in parts[1:]]
+            return {"functionResponse": response}
+        case Image(data, mime_type):
+            return {"inlineData": {"mimeType": mime_type, "data": base64.b64encode(data).decode("ascii")}}
+        case _:
+            raise AssertionError("a checked picture has no wire form")
 
 
-class _StreamedPart(Struct):
+def _encode_response(part: Part) -> Any:
+    """An object as it is; other words as the `output` of one."""
+    text = part.text if isinstance(part, Text) else ""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return value if isinstance(value, dict) else {"output": text}  # pyright: ignore[reportUnknownVariableType]
+
+
+class _Call(Struct):
+    name: str
+    id: str = ""
+    args: dict[str, Any] = {}
+
+
+class _StreamedPart(Struct, rename="camel"):
     text: str = ""
+    thought: bool = False
+    function_call: _Call | None = None
 
 
 class _StreamedContent(Struct, frozen=True):
     parts: list[_StreamedPart] = []
 
 
+class _Likely(Struct, rename="camel"):
+    token: str = ""
+    token_id: int = -1
+    log_probability: float = 0.0
+
+    def read(self) -> Likely:
+        return Likely(self.token_id, self.token.encode(), self.log_probability)
+
+
+class _Top(Struct):
+    candidates: list[_Likely] = []
+
+
+class _Logprobs(Struct, rename="camel"):
+    chosen_candidates: list[_Likely] = []
+    top_candidates: list[_Top] = []
+
+    def read(self) -> tuple[Logprob, ...]:
+        tops = [tuple(each.read() for each in top.candidates) for top in self.top_candidates]
+        tops += [()] * (len(self.chosen_candidates) - len(tops))
+        return tuple(Logprob(each.read(), top) for each, top in zip(self.chosen_candidates, tops, strict=False))
+
+
 class _StreamedCandidate(Struct, rename="camel"):
     index: int = 0
     content: _StreamedContent = _StreamedContent()
     finish_reason: str | None = None
+    finish_message: str = ""
+    logprobs_result: _Logprobs | None = None
 
 
 class _StreamedUsage(Struct, rename="camel"):
     prompt_token_count: int = 0
     candidates_token_count: int = 0
+    thoughts_token_count: int = 0
     prompt_tokens_details: list[dict[str, Any]] = []
 
     def counted(self) -> Usage:
@@ -73,7 +198,10 @@ class _StreamedUsage(Struct, rename="camel"):
             if detail.get("modality") == "IMAGE"
         )
         return Usage(
-            prompt_text=self.prompt_token_count - images, prompt_image=images, completion=self.candidates_token_count
+            prompt_text=self.prompt_token_count - images,
+            prompt_image=images,
+            completion=self.candidates_token_count + self.thoughts_token_count,
+            reasoning=self.thoughts_token_count,
         )
 
 
@@ -88,8 +216,8 @@ async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
 
     Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.
     """
-    received = Received()
-    reasons: dict[str, FinishReason] = {name: reason for reason, name in REASONS.items()}
+    received, calls = Received(), dict[int, int]()
+    reasons: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length"}
     yield Started(Usage(prompt_text=0))
     async for data in sse.decode(chunks):
         message = msgspec.json.decode(data, type=_Streamed)
@@ -98,12 +226,31 @@ async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
         if message.usage_metadata:
             received.usage = message.usage_metadata.counted()
         for candidate in message.candidates:
-            if text := "".join(part.text for part in candidate.content.parts):
-                yield received.text(candidate.index, text)
+            for event in _deltas(received, candidate, calls):
+                yield event
             if candidate.finish_reason is not None:
-                received.end(candidate.index, reasons.get(candidate.finish_reason, "stop"))
+                reason = reasons.get(candidate.finish_reason, "stop")
+                called = reason == "stop" and calls.get(candidate.index)
+                received.end(candidate.index, "tool_calls" if called else reason, candidate.finish_message)
     for end in received.finishes():
         yield end
+
+
+def _deltas(received: Received, candidate: _StreamedCandidate, calls: dict[int, int]) -> Iterator[Delta]:
+    """`calls` counts the calls of each candidate."""
+    index = candidate.index
+    logprobs = candidate.logprobs_result.read() if candidate.logprobs_result else ()
+    for part in candidate.content.parts:
+        if part.function_call is not None:
+            call, number = part.function_call, calls.get(index, 0)
+            calls[index] = number + 1
+            arguments = json.dumps(call.args, ensure_ascii=False)
+            yield ToolCallDelta(index, number, call.id, call.name, arguments, received.count(index))
+        elif part.thought:
+            yield ReasoningDelta(index, part.text, received.count(index))
+        elif part.text or logprobs:
+            yield TextDelta(index, part.text, received.count(index), logprobs)
+            logprobs = ()
 
 
 def _received_error(body: dict[str, Any]) -> ApiError:

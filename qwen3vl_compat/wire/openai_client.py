@@ -1,15 +1,41 @@
 """The client's half of OpenAI's chat completions: the body that is sent and the stream that comes back."""
 
 import base64
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError
-from qwen3vl_compat.events import Events, FinishReason, Started, Usage
-from qwen3vl_compat.messages import Image, Message, Part, Request, Text
+from qwen3vl_compat.events import (
+    Delta,
+    Events,
+    FinishReason,
+    Likely,
+    Logprob,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from qwen3vl_compat.messages import (
+    Content,
+    Image,
+    Message,
+    OutputFormat,
+    Reasoning,
+    Request,
+    Sampling,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import Json
 from qwen3vl_compat.wire.received import Received
@@ -17,29 +43,101 @@ from qwen3vl_compat.wire.received import Received
 
 def encode_request(request: Request) -> bytes:
     """The body a client sends for `request`; what it holds of checked pictures cannot be sent."""
-    sampling = request.sampling
     body: Json = {"model": request.model, "messages": [_encode_message(item) for item in request.messages]}
     optional = {
         "n": request.choices if request.choices != 1 else None,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "max_completion_tokens": sampling.max_tokens,
-        "stop": list(sampling.stop) or None,
-        "seed": sampling.seed,
         "stream": request.stream or None,
         "stream_options": {"include_usage": True} if request.stream_usage else None,
+        "tools": [_encode_tool(tool) for tool in request.tools] or None,
+        **_encode_sampling(request.sampling),
+        **_encode_choice(request.tool_choice),
+        **_encode_format(request.format),
+        **_encode_thinking(request.thinking),
     }
     body.update({name: value for name, value in optional.items() if value is not None})
     return msgspec.json.encode(body)
 
 
+def _encode_sampling(sampling: Sampling) -> Json:
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty or None,
+        "frequency_penalty": sampling.frequency_penalty or None,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
+        "logprobs": None if sampling.logprobs is None else True,
+        "top_logprobs": sampling.logprobs,
+        "max_completion_tokens": sampling.max_tokens,
+        "min_tokens": sampling.min_tokens or None,
+        "ignore_eos": sampling.ignore_eos or None,
+        "stop": list(sampling.stop) or None,
+        "stop_token_ids": list(sampling.stop_tokens) or None,
+        "seed": sampling.seed,
+    }
+
+
+def _encode_tool(tool: Tool) -> Json:
+    function: Json = {"name": tool.name, "description": tool.description, "strict": tool.strict}
+    if tool.parameters:
+        function["parameters"] = msgspec.Raw(tool.parameters.encode())
+    return {"type": "function", "function": function}
+
+
+def _encode_choice(choice: ToolChoice) -> Json:
+    asked: Any = choice.mode if choice.mode != "auto" else None
+    if choice.names:
+        tools = [{"type": "function", "function": {"name": name}} for name in choice.names]
+        asked = {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode, "tools": tools}}
+    return {"tool_choice": asked, "parallel_tool_calls": None if choice.parallel else False}
+
+
+def _encode_format(form: OutputFormat) -> Json:
+    match form.kind:
+        case "json_object":
+            return {"response_format": {"type": form.kind}}
+        case "json_schema":
+            schema = {"name": "answer", "schema": msgspec.Raw(form.value.encode()), "strict": form.strict}
+            return {"response_format": {"type": form.kind, "json_schema": schema}}
+        case "regex":
+            return {"regex": form.value}
+        case "choice":
+            return {"choice": json.loads(form.value)}
+        case _:
+            return {}
+
+
+def _encode_thinking(thinking: Thinking) -> Json:
+    return {
+        "enable_thinking": thinking.enabled,
+        "thinking_budget": thinking.budget,
+        "include_reasoning": None if thinking.shown else False,
+    }
+
+
 def _encode_message(message: Message) -> Json:
-    if len(message.parts) == 1 and isinstance(message.parts[0], Text):
-        return {"role": message.role, "content": message.parts[0].text}
-    return {"role": message.role, "content": [_encode_part(part) for part in message.parts]}
+    body: Json = {"role": message.role}
+    content = [part for part in message.parts if isinstance(part, Content)]
+    for part in message.parts:
+        match part:
+            case Reasoning(text):
+                body["reasoning_content"] = text
+            case ToolCall(number, name, arguments):
+                function = {"name": name, "arguments": arguments}
+                body.setdefault("tool_calls", []).append({"id": number, "type": "function", "function": function})
+            case ToolResult(number, _, parts):
+                body["tool_call_id"] = number
+                content = list(parts)
+            case _:
+                pass
+    if len(content) == 1 and isinstance(content[0], Text):
+        return body | {"content": content[0].text}
+    return body | {"content": [_encode_part(part) for part in content]}
 
 
-def _encode_part(part: Part) -> Json:
+def _encode_part(part: Content) -> Json:
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     assert isinstance(part, Image), "a checked picture has no wire form"
@@ -47,20 +145,73 @@ def _encode_part(part: Part) -> Json:
     return {"type": "image_url", "image_url": {"url": f"data:{part.mime_type};base64,{data}"}}
 
 
+class _Likely(Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+    def read(self) -> Likely:
+        return Likely(-1, self.token.encode() if self.bytes is None else bytes(self.bytes), self.logprob)
+
+
+class _Logprob(_Likely):
+    top_logprobs: list[_Likely] = []
+
+
+class _Logprobs(Struct):
+    content: list[_Logprob] | None = None
+
+    def read(self) -> tuple[Logprob, ...]:
+        """A token's id is not told on this wire."""
+        return tuple(
+            Logprob(each.read(), tuple(other.read() for other in each.top_logprobs)) for each in self.content or ()
+        )
+
+
+class _CallFunction(Struct, frozen=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _CallDelta(Struct):
+    index: int
+    id: str | None = None
+    function: _CallFunction = _CallFunction()
+
+
+class _Delta(Struct, frozen=True):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[_CallDelta] | None = None
+
+
+class _Details(Struct):
+    type: str = ""
+
+
 class _StreamedChoice(Struct):
     index: int
-    delta: dict[str, Any] = {}
+    delta: _Delta = _Delta()
+    logprobs: _Logprobs | None = None
     finish_reason: FinishReason | None = None
+    finish_details: _Details | None = None
 
 
 class _StreamedUsage(Struct):
     prompt_tokens: int
     completion_tokens: int
     prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
 
     def counted(self) -> Usage:
         images = int((self.prompt_tokens_details or {}).get("image_tokens") or 0)
-        return Usage(prompt_text=self.prompt_tokens - images, prompt_image=images, completion=self.completion_tokens)
+        return Usage(
+            prompt_text=self.prompt_tokens - images,
+            prompt_image=images,
+            completion=self.completion_tokens,
+            reasoning=int((self.completion_tokens_details or {}).get("reasoning_tokens") or 0),
+        )
 
 
 class _Streamed(Struct):
@@ -85,12 +236,25 @@ async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
         if message.usage:
             received.usage = message.usage.counted()
         for choice in message.choices:
-            if text := choice.delta.get("content"):
-                yield received.text(choice.index, text)
+            for event in _deltas(received, choice):
+                yield event
             if choice.finish_reason is not None:
-                received.end(choice.index, choice.finish_reason)
+                details = choice.finish_details.type if choice.finish_details else ""
+                received.end(choice.index, choice.finish_reason, details)
     for end in received.finishes():
         yield end
+
+
+def _deltas(received: Received, choice: _StreamedChoice) -> Iterator[Delta]:
+    delta, index = choice.delta, choice.index
+    if thought := delta.reasoning_content or delta.reasoning:
+        yield ReasoningDelta(index, thought, received.count(index))
+    logprobs = choice.logprobs.read() if choice.logprobs else ()
+    if delta.content or logprobs:
+        yield TextDelta(index, delta.content or "", received.count(index), logprobs)
+    for call in delta.tool_calls or ():
+        name, arguments = call.function.name or "", call.function.arguments or ""
+        yield ToolCallDelta(index, call.index, call.id or "", name, arguments, received.count(index))
 
 
 def _received_error(body: dict[str, Any]) -> ApiError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from qwen3vl_compat.events import Finish, FinishReason, TextDelta, Usage
+from qwen3vl_compat.events import Finish, FinishReason, Usage
 
 
 class Received:
@@ -11,18 +11,18 @@ class Received:
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self._counts: dict[int, int] = {}
-        self._ends: list[tuple[int, FinishReason]] = []
+        self._ends: list[tuple[int, FinishReason, str]] = []
 
-    def text(self, index: int, text: str) -> TextDelta:
-        """A piece of one choice's text."""
+    def count(self, index: int) -> int:
+        """One more delta of a choice: how many there are now."""
         self._counts[index] = self._counts.get(index, 0) + 1
-        return TextDelta(index, text, self._counts[index])
+        return self._counts[index]
 
-    def end(self, index: int, reason: FinishReason) -> None:
+    def end(self, index: int, reason: FinishReason, details: str = "") -> None:
         """A choice is complete."""
-        self._ends.append((index, reason))
+        self._ends.append((index, reason, details))
 
     def finishes(self) -> Iterator[Finish]:
         """The ends in their order, with the usage of the whole."""
         total = self.usage or Usage(prompt_text=0, completion=sum(self._counts.values()))
-        yield from (Finish(index, reason, total) for index, reason in self._ends)
+        yield from (Finish(index, reason, total, details) for index, reason, details in self._ends)

@@ -1,6 +1,7 @@
 """What every wire keeps: a request survives the way out and in, and so do the events of an answer."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,8 +11,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.events import Event, Finish, Started, TextDelta, Usage, fold
-from qwen3vl_compat.messages import Image, Message, Request, Sampling, Text
+from qwen3vl_compat.events import (
+    Completion,
+    Event,
+    Finish,
+    Likely,
+    Logprob,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+    fold,
+)
+from qwen3vl_compat.messages import (
+    Image,
+    Message,
+    OutputFormat,
+    Reasoning,
+    Request,
+    Sampling,
+    Text,
+    Thinking,
+    Tool,
+    ToolCall,
+    ToolChoice,
+    ToolResult,
+)
 from qwen3vl_compat.wire import generate_content, google_client, openai_chat, openai_client
 
 SERVER_HALF = ("decode_request", "encode_completion", "encode_stream", "encode_error")
@@ -37,33 +63,82 @@ wires = pytest.mark.parametrize("name", WIRES)
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 texts = words.map(Text)
 images = st.binary(min_size=1, max_size=60).map(lambda data: Image(data, mime_type="image/png"))
+names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
+objects = st.dictionaries(words, st.integers() | words | st.none(), max_size=3).map(json.dumps)
+calls = st.builds(ToolCall, st.just("call_1") | st.just("call_2"), st.just("f"), objects)
 turns = st.lists(
     st.builds(Message, st.just("user"), st.lists(texts | images, min_size=1, max_size=3).map(tuple))
-    | st.builds(Message, st.just("assistant"), st.tuples(texts)),
+    | st.builds(Message, st.just("assistant"), st.tuples(texts))
+    | st.builds(Message, st.just("assistant"), st.tuples(words.filter(bool).map(Reasoning), texts, calls)),
     min_size=1,
     max_size=4,
 )
+results = st.builds(ToolResult, st.just("call_1"), st.just("f"), st.tuples(objects.map(Text), images))
+told = st.builds(lambda call, result: (Message("assistant", (Text("x"), call)), Message("tool", (result,))),
+                 st.builds(ToolCall, st.just("call_1"), st.just("f"), objects), results)  # fmt: skip
+schemas = st.sampled_from(('{"type": "object", "properties": {"b": {}, "a": {}}}', '{"type": "integer"}'))
 samplings = st.builds(
     Sampling,
     temperature=st.none() | st.floats(0, 2),
     top_p=st.none() | st.floats(0, 1),
-    max_tokens=st.none() | st.integers(1, 10_000),
+    top_k=st.none() | st.integers(0, 100),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logprobs=st.none() | st.integers(0, 20),
+    max_tokens=st.none() | st.integers(100, 10_000),
     stop=st.lists(words.filter(bool), max_size=3).map(tuple),
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
 )
-requests = st.builds(
-    Request,
-    id=st.just("r1"),
-    created=st.just(1_760_000_000),
-    model=st.just("qwen3-vl"),
-    messages=st.tuples(st.just(Message("system", (Text("Be brief."),))))
-    .map(list)
-    .flatmap(lambda system: turns.map(lambda rest: tuple(system + rest)))
-    | turns.map(tuple),
-    sampling=samplings,
-    choices=st.integers(1, 4),
-    stream=st.booleans(),
+formats = (
+    st.just(OutputFormat())
+    | st.just(OutputFormat(kind="json_object"))
+    | st.builds(OutputFormat, kind=st.just("json_schema"), value=schemas, strict=st.just(True))
+    | st.builds(OutputFormat, kind=st.just("choice"), value=st.just('["a", "ü"]'))
 )
+thoughts = st.just(Thinking()) | st.builds(
+    Thinking, enabled=st.just(True), budget=st.none() | st.integers(1, 99), shown=st.booleans()
+)
+tools = st.lists(
+    st.builds(Tool, name=names, description=words, parameters=st.just("") | schemas),
+    max_size=3,
+    unique_by=lambda tool: tool.name,
+).map(tuple)
+
+
+@st.composite
+def with_tools(draw: st.DrawFn) -> dict[str, Any]:
+    known = draw(tools)
+    named = tuple(tool.name for tool in known[:1])
+    modes = st.sampled_from(("none", "auto", "required") if known else ("none", "auto"))
+    mode = draw(modes)
+    choice = ToolChoice(mode=mode, names=draw(st.sampled_from(((), named))) if mode != "none" else ())
+    return {"tools": known, "tool_choice": choice}
+
+
+@st.composite
+def requests_of(draw: st.DrawFn, wire: str) -> Request:
+    """Any request that a wire can carry."""
+    system = draw(st.sampled_from(((), (Message("system", (Text("Be brief."),)),))))
+    messages = (*system, *draw(turns), *draw(st.just(()) | told))
+    sampling, more = draw(samplings), draw(with_tools())
+    form = draw(formats)
+    if wire == "openai_chat":
+        extra: dict[str, Any] = {
+            "min_p": draw(st.none() | st.floats(0, 1)),
+            "repetition_penalty": draw(st.none() | st.floats(0.5, 2)),
+            "logit_bias": draw(st.sampled_from(((), ((5, 1.5), (7, -100.0))))),
+            "min_tokens": draw(st.integers(0, 100)),
+            "ignore_eos": draw(st.booleans()),
+            "stop_tokens": draw(st.sampled_from(((), (3, 4)))),
+        }
+        sampling = msgspec.structs.replace(sampling, **extra)
+        more["tool_choice"] = msgspec.structs.replace(more["tool_choice"], parallel=draw(st.booleans()))
+        more["tools"] = tuple(msgspec.structs.replace(tool, strict=draw(st.booleans())) for tool in more["tools"])
+        form = draw(st.just(form) | st.just(OutputFormat(kind="regex", value="[a-z]+")))
+    return Request(
+        id="r1", created=1_760_000_000, model="qwen3-vl", messages=messages, sampling=sampling, format=form,
+        thinking=draw(thoughts), choices=draw(st.integers(1, 4)), stream=draw(st.booleans()), **more,
+    )  # fmt: skip
 
 
 @wires
@@ -73,25 +148,34 @@ def test_the_six_names(name: str) -> None:
     assert all(callable(getattr(client, each)) for each in CLIENT_HALF)
 
 
-def without_places(request: Request) -> Request:
-    """The request without the field names that decoding notes for error messages."""
-    messages = tuple(
-        msgspec.structs.replace(
-            message,
-            parts=tuple(
-                msgspec.structs.replace(part, param="") if isinstance(part, Image) else part for part in message.parts
-            ),
-        )
-        for message in request.messages
-    )
-    return msgspec.structs.replace(request, messages=messages)
+def without_places(value: Any) -> Any:
+    """The same without the field names that decoding notes for error messages, and JSON text in one spelling."""
+    match value:
+        case tuple():
+            return tuple(map(without_places, value))
+        case msgspec.Struct():
+            inner = {name: without_places(getattr(value, name)) for name in value.__struct_fields__}
+            if isinstance(value, ToolCall | OutputFormat | Tool | Text):
+                named = {ToolCall: "arguments", OutputFormat: "value", Tool: "parameters", Text: "text"}[type(value)]
+                inner[named] = respelt(inner[named])
+            return msgspec.structs.replace(value, **(inner | ({"param": ""} if "param" in inner else {})))
+        case _:
+            return value
+
+
+def respelt(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text))
+    except ValueError:
+        return text
 
 
 @wires
-@given(request=requests)
-def test_a_request_survives(name: str, request: Request) -> None:
+@given(data=st.data())
+def test_a_request_survives(name: str, data: st.DataObject) -> None:
     _, client, read = WIRES[name]
-    assert without_places(read(client.encode_request(request), request)) == request
+    request = data.draw(requests_of(name))
+    assert without_places(read(client.encode_request(request), request)) == without_places(request)
 
 
 async def played(events: list[Event], failure: ApiError | None = None) -> AsyncIterator[Event]:
@@ -108,36 +192,130 @@ async def cut(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
             yield chunk[start : start + size]
 
 
-def request_for(choices: int) -> Request:
+def request_for(choices: int, *, rich: bool = False) -> Request:
     return Request(
         id="r1", created=1, model="m", messages=(Message("user", (Text("x"),)),), choices=choices, stream=True,
-        stream_usage=True,
+        stream_usage=True, sampling=Sampling(logprobs=2 if rich else None),
     )  # fmt: skip
 
 
-def answer(pieces: list[list[str]]) -> list[Event]:
+LIKELY = Likely(65, b"A", -0.25)
+
+
+def answer(pieces: list[list[str]], *, rich: bool = False) -> list[Event]:
+    """Choices of these texts; rich ones think first, carry logprobs and end with two calls."""
     prompt, total = Usage(prompt_text=7, prompt_image=12), 0
     events: list[Event] = [Started(prompt)]
     for index, texts in enumerate(pieces):
-        events += [TextDelta(index, text, place + 1) for place, text in enumerate(texts)]
-        total += len(texts)
-        reason = "length" if index % 2 else "stop"
-        events.append(Finish(index, reason, Usage(prompt_text=7, prompt_image=12, completion=total)))
+        made: list[Event] = []
+        if rich:
+            made += [ReasoningDelta(index, "so ", 1), ReasoningDelta(index, "then", 2)]
+        logprobs = (Logprob(LIKELY, (LIKELY, Likely(66, b"B", -2.5))),) if rich else ()
+        made += [TextDelta(index, text, len(made) + place + 1, logprobs) for place, text in enumerate(texts)]
+        if rich:
+            made.append(ToolCallDelta(index, 0, "call_a", "f", '{"x": ', len(made) + 1))
+            made.append(ToolCallDelta(index, 0, "", "", '"ü"}', len(made) + 1))
+            made.append(ToolCallDelta(index, 1, "call_b", "g", "{}", len(made) + 1))
+        total += len(made)
+        reason = "tool_calls" if rich else "length" if index % 2 else "stop"
+        usage = Usage(prompt_text=7, prompt_image=12, completion=total, reasoning=2 * (index + 1) if rich else 0)
+        events += [*made, Finish(index, reason, usage, "closed" if index % 2 else "")]
     return events
 
 
+pieces_of = st.lists(st.lists(words.filter(bool), max_size=4), min_size=1, max_size=3)
+
+
+def comparable(completion: Completion, wire: str) -> Completion:
+    """OpenAI's wire carries no token ids."""
+
+    def nameless(value: Any) -> Any:
+        if isinstance(value, Likely):
+            return msgspec.structs.replace(value, token=-1)
+        if isinstance(value, tuple):
+            return tuple(map(nameless, value))
+        if isinstance(value, msgspec.Struct):
+            return msgspec.structs.replace(
+                value, **{name: nameless(getattr(value, name)) for name in value.__struct_fields__}
+            )
+        return value
+
+    return nameless(completion) if wire == "openai_chat" else completion
+
+
 @wires
-@given(pieces=st.lists(st.lists(words.filter(bool), max_size=4), min_size=1, max_size=3), size=st.integers(1, 50))
-def test_an_answer_survives(name: str, pieces: list[list[str]], size: int) -> None:
+@given(pieces=pieces_of, rich=st.booleans(), size=st.integers(1, 50))
+def test_an_answer_survives(name: str, pieces: list[list[str]], rich: bool, size: int) -> None:
     wire, client, _ = WIRES[name]
-    events = answer(pieces)
+    events = answer(pieces, rich=rich)
 
     async def run() -> None:
-        sent = wire.encode_stream(request_for(len(pieces)), played(events))
+        sent = wire.encode_stream(request_for(len(pieces), rich=rich), played(events))
         got = await fold(client.decode_stream(cut(sent, size)))
-        assert got == await fold(played(events))
+        assert comparable(got, name) == comparable(await fold(played(events)), name)
 
     asyncio.run(run())
+
+
+async def whole_body(wire: Any, events: list[Event], choices: int = 1) -> dict[str, Any]:
+    return json.loads(wire.encode_completion(request_for(choices, rich=True), await fold(played(events))))
+
+
+async def test_whole_and_streamed_answers_of_openai_say_the_same() -> None:
+    events = answer([["a", "b"]], rich=True)
+    message = (await whole_body(openai_chat, events))["choices"][0]
+    assert message["message"]["content"] == "ab"
+    assert message["message"]["reasoning_content"] == message["message"]["reasoning"] == "so then"
+    assert [call["function"] for call in message["message"]["tool_calls"]] == [
+        {"name": "f", "arguments": '{"x": "ü"}'},
+        {"name": "g", "arguments": "{}"},
+    ]
+    assert [each["token"] for each in message["logprobs"]["content"]] == ["A", "A"]
+    assert message["logprobs"]["content"][0]["top_logprobs"][1] == {"token": "B", "logprob": -2.5, "bytes": [66]}
+    assert message["finish_reason"] == "tool_calls"
+
+
+async def test_an_id_a_type_and_a_name_come_once() -> None:
+    sent = [chunk async for chunk in openai_chat.encode_stream(request_for(1), played(answer([[]], rich=True)))]
+    deltas = [json.loads(chunk[6:])["choices"][0]["delta"] for chunk in sent[:-2]]
+    calls = [call for delta in deltas for call in delta.get("tool_calls", ())]
+    assert [sorted(call) for call in calls] == [
+        ["function", "id", "index", "type"],
+        ["function", "index"],
+        ["function", "id", "index", "type"],
+    ]
+
+
+async def test_google_sends_a_call_whole() -> None:
+    sent = [chunk async for chunk in generate_content.encode_stream(request_for(1), played(answer([["a"]], rich=True)))]
+    parts = [part for chunk in sent for part in json.loads(chunk[6:])["candidates"][0]["content"]["parts"]]
+    assert [part["functionCall"]["args"] for part in parts if "functionCall" in part] == [{"x": "ü"}, {}]
+    body = await whole_body(generate_content, answer([["a"]], rich=True))
+    assert [sorted(part) for part in body["candidates"][0]["content"]["parts"]] == [
+        ["text", "thought"],
+        ["text"],
+        ["functionCall"],
+        ["functionCall"],
+    ]
+    assert body["usageMetadata"]["candidatesTokenCount"] + body["usageMetadata"]["thoughtsTokenCount"] == 6
+    assert body["candidates"][0]["finishReason"] == "STOP"
+    assert body["candidates"][0]["logprobsResult"]["chosenCandidates"][0]["tokenId"] == 65
+
+
+async def test_a_call_that_was_cut_is_no_call_to_google() -> None:
+    end = Finish(0, "length", Usage(prompt_text=1, completion=1))
+    events = [Started(end.usage), ToolCallDelta(0, 0, "c", "f", '{"x": ', 1), end]
+    body = await whole_body(generate_content, events)
+    assert body["candidates"][0]["content"]["parts"] == [{"text": ""}]
+    assert body["candidates"][0]["finishReason"] == "MAX_TOKENS"
+
+
+async def test_thoughts_that_nobody_asked_for_stay_out() -> None:
+    request = msgspec.structs.replace(request_for(1), thinking=Thinking(shown=False))
+    for wire in (openai_chat, generate_content):
+        sent = [chunk async for chunk in wire.encode_stream(request, played(answer([["a"]], rich=True)))]
+        assert b"then" not in b"".join(sent)
+        assert b"then" not in wire.encode_completion(request, await fold(played(answer([["a"]], rich=True))))
 
 
 @wires

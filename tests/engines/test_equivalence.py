@@ -22,21 +22,23 @@ from PIL import Image
 from benchmarks.agreement import model_inputs
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.demo.pictures import examination
+from qwen3vl_compat.engines.local.answer import Answer
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.captured import Captured
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.dialect import Dialect
-from qwen3vl_compat.engines.local.job import Answer, Job
+from qwen3vl_compat.engines.local.guide import Rules
+from qwen3vl_compat.engines.local.job import Job
 from qwen3vl_compat.engines.local.memory import Shape
 from qwen3vl_compat.engines.local.pages import Pages
 from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder, mrope_positions
 from qwen3vl_compat.engines.local.runner import Runner
-from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.sequence import Span
 from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
 from qwen3vl_compat.errors import ApiError
-from qwen3vl_compat.events import Usage
+from qwen3vl_compat.events import Delta, Usage
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Caller, Message, Picture, Request, Text
 from qwen3vl_compat.settings import ModelSettings
@@ -209,7 +211,7 @@ class Desk:
     def __init__(self, bench: Bench, runner: Runner, most: int) -> None:
         self.bench, self.failures = bench, list[ApiError]()
         options = ModelSettings(max_rows=6, piece_tokens=most)
-        self.worker = Worker(runner, options, bench.checkpoint.end_ids, self.deliver)
+        self.worker = Worker(runner, options, self.deliver)
         self.tokens: dict[int, list[list[int]]] = {}
 
     def deliver(self, deliveries: list[Delivery]) -> None:
@@ -219,25 +221,30 @@ class Desk:
         prompt, checkpoint = self.bench.prompts[each.kind], self.bench.checkpoint
         request = Request(id="r", created=0, model="m", messages=(), caller=Caller(each.tenant, "k"))
         defaults: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 1}
+        rules = Rules(eos=checkpoint.end_ids, ends=checkpoint.end_ids, limit=LENGTH)
         answers = [
-            Answer(Chooser(choice=choice, **(defaults | drawn)), Recorder(Dialect(checkpoint.vocabulary, ())))  # type: ignore[arg-type]
+            Answer(
+                Chooser(choice=choice, **(defaults | drawn)),
+                Recorder(checkpoint.vocabulary, choice),
+                rules,
+                checkpoint.vocabulary,
+                seen=Seen(()),
+            )
             for choice in range(each.choices)
         ]
-        return Job(request, prompt, LENGTH, answers)
+        return Job(request, prompt, answers)
 
 
-class Recorder:
+class Recorder(Dialect):
     """A dialect that also keeps the ids."""
 
-    def __init__(self, inner: Dialect) -> None:
-        self.inner, self.ids, self.stopped = inner, list[int](), False
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.ids: list[int] = []
 
-    def push(self, token: int) -> str:
+    def push(self, token: int, *given: Any) -> list[Delta]:
         self.ids.append(token)
-        return self.inner.push(token)
-
-    def finish(self) -> str:
-        return self.inner.finish()
+        return super().push(token, *given)
 
 
 def run(bench: Bench, desk: Desk, all_asked: list[Asked], **drawn: Any) -> Iterator[tuple[Asked, Job]]:

@@ -18,7 +18,6 @@ from qwen3vl_compat.engines.local.checkpoint import read_checkpoint
 from qwen3vl_compat.engines.local.engine import LocalEngine
 from qwen3vl_compat.engines.local.prompt import PromptBuilder
 from qwen3vl_compat.engines.local.runner import Runner, pixel_table
-from qwen3vl_compat.engines.local.sampling import Chooser
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import fold
 from qwen3vl_compat.media.image import decode_image
@@ -124,22 +123,6 @@ async def test_two_pictures_of_one_size_do_not_answer_for_each_other() -> None:
         answers.add((await fold(engine.generate(request))).choices[0].text)
     await engine.close()
     assert len(answers) == 2
-
-
-def test_sampling_follows_the_shares() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    drawn = [
-        Chooser(temperature=1, top_p=1, top_k=0, seed=seed, choice=0).choose(logits, position)
-        for seed in range(60)
-        for position in range(60)
-    ]
-    shares = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
-    assert torch.allclose(shares, logits.softmax(-1), atol=0.03)
-    only_two = {
-        Chooser(temperature=1, top_p=0.7, top_k=0, seed=1, choice=0).choose(logits, place) for place in range(300)
-    }
-    assert only_two == {0, 1}
-    assert Chooser(temperature=1, top_p=0.0, top_k=0, seed=1, choice=0).choose(logits, 3) == 0
 
 
 @pytest.mark.parametrize("messages", [[Message("user", (Text("a" * 2_000_000),))], [Message("user", ())] * 10_000])

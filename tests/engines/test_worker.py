@@ -223,7 +223,7 @@ def test_a_lost_device_ends_the_process_after_the_errors_went_out() -> None:
 
 
 async def test_what_is_not_read_is_kept_short() -> None:
-    job = Job(Any, Any, 9, [Any, Any])  # type: ignore[arg-type]
+    job = Job(Any, Any, [Any, Any])  # type: ignore[arg-type]
     job.put(Started(Usage(prompt_text=1)))
     for count in range(1, 5):
         job.put(TextDelta(0, "a", count))

@@ -37,7 +37,12 @@ class Checkpoint:
     temperature: float
     top_p: float
     top_k: int
+    min_p: float
+    repetition_penalty: float
+    vocabulary_size: int
+    """Of the output layer, which may be larger than the vocabulary."""
     thinking: bool
+    """Whether the template opens a thought."""
 
 
 def locate(path: str, revision: str) -> Path:
@@ -120,6 +125,9 @@ def _checkpoint(
         temperature=float(generation.get("temperature", 1.0)) if sampled else 0.0,
         top_p=float(generation.get("top_p", 1.0)),
         top_k=int(generation.get("top_k", 0)) if sampled else 0,
+        min_p=float(generation.get("min_p") or 0.0) if sampled else 0.0,
+        repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
+        vocabulary_size=int(config["text_config"]["vocab_size"]),
         thinking="<think>\\n" in template.rpartition("add_generation_prompt")[2],
     )
 

@@ -14,13 +14,17 @@ from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
+from qwen3vl_compat.engines.local.answer import Answer
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.compiling import Compiler
-from qwen3vl_compat.engines.local.dialect import Dialect
-from qwen3vl_compat.engines.local.job import Answer, Job
-from qwen3vl_compat.engines.local.prompt import PromptBuilder, too_long
+from qwen3vl_compat.engines.local.dialect import Dialect, Tags
+from qwen3vl_compat.engines.local.grammar import answer_grammar, call_grammar
+from qwen3vl_compat.engines.local.grammars import Grammars
+from qwen3vl_compat.engines.local.guide import Rules
+from qwen3vl_compat.engines.local.job import Job
+from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder, too_long
 from qwen3vl_compat.engines.local.runner import Runner
-from qwen3vl_compat.engines.local.sampling import Chooser
+from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
 from qwen3vl_compat.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import Events, Usage
@@ -30,6 +34,8 @@ from qwen3vl_compat.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
 
+FAREWELL = "\n\nThat is enough thought; now the answer.\n"
+"""How a thought that has used up its budget ends, before its closing tag."""
 LOST = 70
 """The process's exit status when the device or the engine itself failed: whoever started it should start it again."""
 
@@ -46,6 +52,8 @@ class LocalEngine:
         )
         checkpoint = self.checkpoint
         self._prompts = PromptBuilder(checkpoint)
+        self._tags = Tags.of(checkpoint.vocabulary)
+        self._grammars = Grammars(checkpoint.folder, checkpoint.vocabulary, checkpoint.end_ids)
         self._info = ModelInfo(
             id=self._settings.name,
             created=int((checkpoint.folder / "config.json").stat().st_mtime),
@@ -67,7 +75,7 @@ class LocalEngine:
     @property
     def alive(self) -> bool:
         """Whether the device's thread is there to take work, and its step has not taken too long."""
-        if self._worker is None or not self._thread.is_alive():
+        if self._worker is None or self._worker.ended or not self._thread.is_alive():
             return False
         since = self._worker.stepping_since
         return since is None or time.monotonic() - since < self._settings.stalled
@@ -113,6 +121,7 @@ class LocalEngine:
 
     async def close(self) -> None:
         """End the thread after the step it is in."""
+        await self._grammars.close()
         if self._compiler is not None:
             await asyncio.to_thread(self._compiler.close)
         if self._worker is not None:
@@ -127,9 +136,11 @@ class LocalEngine:
     async def generate(self, request: Request) -> Events:
         """Queue the request and pass its events on; closing this ends the generation within a step."""
         self._check_model(request)
+        self._check_tokens(request)
         prompt = await asyncio.to_thread(self._prompts.build, request)
-        answers = [self._answer(request, choice) for choice in range(request.choices)]
-        job = Job(request, prompt, self._room(request, prompt.usage), answers)
+        rules = await self._rules(request, self._room(request, prompt.usage))
+        answers = [self._answer(request, prompt, rules, choice) for choice in range(request.choices)]
+        job = Job(request, prompt, answers)
         if self._worker is None or not self.alive:
             raise Overloaded("The model is not running.", retry_after=5)
         if sum(not each.started for each in self._jobs) >= self._settings.max_waiting:
@@ -144,16 +155,58 @@ class LocalEngine:
             self._jobs.discard(job)
             self._worker.wake()
 
-    def _answer(self, request: Request, choice: int) -> Answer:
+    def _check_tokens(self, request: Request) -> None:
+        """Refuse token ids that are none."""
+        asked = request.sampling
+        for name, ids in (
+            ("logit_bias", [token for token, _ in asked.logit_bias]),
+            ("stop_token_ids", asked.stop_tokens),
+        ):
+            if any(not 0 <= token < self.checkpoint.vocabulary_size for token in ids):
+                size = self.checkpoint.vocabulary_size
+                raise InvalidRequest(f"{name}: token ids must be between 0 and {size - 1}", param=name)
+
+    async def _rules(self, request: Request, limit: int) -> Rules:
+        """What holds for all choices; compiles the grammars that takes."""
+        asked, own = request.sampling, self.checkpoint
+        answer = answer_grammar(request, self._tags)
+        call = call_grammar(request, self._tags) if answer is None else None
+        bound = answer is not None or call is not None
+        thought = self._tags.end_think
+        return Rules(
+            eos=own.end_ids,
+            ends=frozenset(asked.stop_tokens) | (frozenset() if asked.ignore_eos else own.end_ids),
+            limit=limit,
+            min_tokens=asked.min_tokens,
+            answer=await self._grammars.prepare(answer) if answer is not None else None,
+            call=await self._grammars.prepare(call) if call is not None else None,
+            close_early=self._settings.close_early,
+            parallel=request.tool_choice.parallel,
+            matching=await asyncio.to_thread(lambda: self._grammars.matching) if bound else None,
+            budget=request.thinking.budget,
+            farewell=(*own.vocabulary.encode(FAREWELL), thought) if thought is not None else (),
+            gap=tuple(own.vocabulary.encode("\n\n")),
+        )
+
+    def _answer(self, request: Request, prompt: Prompt, rules: Rules, choice: int) -> Answer:
         asked, own = request.sampling, self.checkpoint
         chooser = Chooser(
             temperature=own.temperature if asked.temperature is None else asked.temperature,
             top_p=own.top_p if asked.top_p is None else asked.top_p,
-            top_k=own.top_k,
+            top_k=own.top_k if asked.top_k is None else asked.top_k,
+            min_p=own.min_p if asked.min_p is None else asked.min_p,
+            repetition=own.repetition_penalty if asked.repetition_penalty is None else asked.repetition_penalty,
+            presence=asked.presence_penalty,
+            frequency=asked.frequency_penalty,
+            bias=asked.logit_bias,
+            logprobs=asked.logprobs,
             seed=secrets.randbits(63) if asked.seed is None else asked.seed,
             choice=choice,
         )
-        return Answer(chooser, Dialect(own.vocabulary, asked.stop))
+        calls = f"call_{request.id}_{choice}_" if request.tools and request.tool_choice.mode != "none" else None
+        dialect = Dialect(own.vocabulary, choice, stops=asked.stop, calls=calls, thinking=prompt.thinking)
+        seen = Seen(prompt.ids.tolist() if chooser.repetition != 1 else ())
+        return Answer(chooser, dialect, rules, own.vocabulary, seen=seen, rambling=self._settings.rambling)
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
         """Hand events to the loop; called from the device's thread, once or twice a step."""
@@ -199,7 +252,7 @@ class LocalEngine:
     def _own_device(self) -> None:
         try:
             runner = Runner(self.checkpoint, self._settings)
-            self._worker = Worker(runner, self._settings, self.checkpoint.end_ids, self._deliver)
+            self._worker = Worker(runner, self._settings, self._deliver)
         except EngineUnusable as failure:
             self._failure = failure
             return
@@ -213,9 +266,11 @@ class LocalEngine:
             self._worker.run()
         except Exception:
             log.exception("the engine failed; the process ends with status %d", LOST)
-            self._worker.end_all(EngineFailed("The engine failed."))
-            time.sleep(1)  # for the errors to go out
-            os._exit(LOST)
+            try:
+                self._worker.abandon(EngineFailed("The engine failed."))
+                time.sleep(1)  # for the errors to go out
+            finally:
+                os._exit(LOST)
 
 
 def _with_context(checkpoint: Checkpoint, settings: ModelSettings) -> Checkpoint:

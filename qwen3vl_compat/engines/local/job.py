@@ -3,21 +3,11 @@
 import asyncio
 import time
 
-import msgspec
-
-from qwen3vl_compat.engines.local.dialect import Dialect
+from qwen3vl_compat.engines.local.answer import Answer
 from qwen3vl_compat.engines.local.prompt import Prompt
-from qwen3vl_compat.engines.local.sampling import Chooser
 from qwen3vl_compat.errors import ApiError
-from qwen3vl_compat.events import Event, Events, Finish, TextDelta
+from qwen3vl_compat.events import Event, Events, Finish, Started, joined
 from qwen3vl_compat.messages import Request
-
-
-class Answer:
-    """The state of one choice: how its tokens are drawn and shown."""
-
-    def __init__(self, chooser: Chooser, dialect: Dialect) -> None:
-        self.chooser, self.dialect = chooser, dialect
 
 
 class Job:
@@ -27,16 +17,19 @@ class Job:
     the text that waits.
     """
 
-    def __init__(self, request: Request, prompt: Prompt, limit: int, answers: list[Answer]) -> None:
-        self.request, self.prompt, self.limit, self.answers = request, prompt, limit, answers
+    def __init__(self, request: Request, prompt: Prompt, answers: list[Answer]) -> None:
+        self.request, self.prompt, self.answers = request, prompt, answers
         self.made = [0] * len(answers)
         """Tokens of the choices that have ended."""
+        self.thought = [0] * len(answers)
+        """Those of them that were thoughts."""
         self.last_token: list[float | None] = [None] * len(answers)
         """When each choice's newest token came, on the monotonic clock."""
         self.started = self.cancelled = False
         self.since = time.monotonic()
         self._waiting: list[Event] = []
-        self._texts: dict[int, int] = {}
+        self._newest: dict[int, int] = {}
+        """Where each choice's newest waiting event stands."""
         self._untaken: float | None = None
         self._failure: ApiError | None = None
         self._news = asyncio.Event()
@@ -51,13 +44,12 @@ class Job:
         self._news.set()
 
     def _add(self, event: Event) -> None:
-        if isinstance(event, TextDelta):
-            place = self._texts.get(event.index)
-            if place is not None:
-                text = getattr(self._waiting[place], "text", "") + event.text
-                self._waiting[place] = msgspec.structs.replace(event, text=text)
+        if not isinstance(event, Started):
+            place = self._newest.get(event.index)
+            if place is not None and (both := joined(self._waiting[place], event)) is not None:
+                self._waiting[place] = both
                 return
-            self._texts[event.index] = len(self._waiting)
+            self._newest[event.index] = len(self._waiting)
         self._waiting.append(event)
 
     def idle(self, seconds: float) -> bool:
@@ -70,7 +62,7 @@ class Job:
         while ended < len(self.answers):
             await self._news.wait()
             self._news.clear()
-            events, self._waiting, self._texts, self._untaken = self._waiting, [], {}, None
+            events, self._waiting, self._newest, self._untaken = self._waiting, [], {}, None
             for event in events:
                 ended += isinstance(event, Finish)
                 yield event

@@ -1,7 +1,9 @@
 """A Request to what the model reads: token ids, where the pictures go, and M-RoPE positions."""
 
 import itertools
+import json
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +16,21 @@ from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.engines.local.sequence import Span
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import Usage
-from qwen3vl_compat.messages import Message, Part, Picture, Request, Text
+from qwen3vl_compat.messages import (
+    Content,
+    Message,
+    Picture,
+    Reasoning,
+    Request,
+    Text,
+    Tool,
+    ToolCall,
+    ToolResult,
+)
 from qwen3vl_compat.tokens import unused_mark
 
+OPENED, CLOSED = "<think>\n", "\n</think>\n\n"
+"""How a template ends that opens a thought, and what closes an empty one: as Qwen3's own templates do."""
 MOST_CHARACTERS = 32
 """Characters of text taken for each token of the context. Words have 4 or 5; more than this is not worth counting."""
 
@@ -45,6 +59,8 @@ class Prompt:
     pictures: tuple[Picture, ...]
     spans: tuple[Span, ...]
     usage: Usage
+    thinking: bool = False
+    """Whether it ends inside a thought that the template has opened."""
 
     def places(self, start: int, end: int) -> NDArray[np.int64]:
         """Position rows [3, end - start] of these places of the sequence that begins with this prompt."""
@@ -63,20 +79,19 @@ class PromptBuilder:
 
     def build(self, request: Request) -> Prompt:
         """Render, encode and place; raises InvalidRequest for text no vocabulary can take."""
-        texts = [part.text for message in request.messages for part in message.parts if isinstance(part, Text)]
+        texts = list(_texts(request))
         if sum(map(len, texts)) > MOST_CHARACTERS * self._context or len(request.messages) > self._context // 4:
             raise too_long(self._context, f"more than {self._context}")
         mark = unused_mark(texts)
-        turns = [self._turn(message, mark) for message in request.messages]
-        rendered = self._render(turns)
-        slots = [part for message in request.messages for part in message.parts if isinstance(part, Picture)]
+        rendered, thinking = self._render(request, mark)
+        slots = [part for message in request.messages for part in message.leaves if isinstance(part, Picture)]
         ids = list(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots))
         pictures = sum(self._spec.tokens(picture.grid) for picture in slots)
         is_slot = np.array(ids) == self._image_id
         positions, shift = mrope_positions(is_slot, slots, self._spec.merge_size)
         usage = Usage(prompt_text=len(ids) - pictures, prompt_image=pictures)
         spans = tuple(self._spans(np.flatnonzero(is_slot), slots))
-        return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(slots), spans, usage)
+        return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(slots), spans, usage, thinking)
 
     def _spans(self, places: NDArray[np.int64], pictures: list[Picture]) -> Iterator[Span]:
         passed = 0
@@ -85,27 +100,89 @@ class PromptBuilder:
             yield Span(int(places[passed]), length, picture.digest)
             passed += length
 
-    def _render(self, turns: list[dict[str, Any]]) -> str:
+    def _render(self, request: Request, mark: str) -> tuple[str, bool]:
+        """The prompt's text, and whether it ends inside a thought. A thought that is not wanted is closed at once."""
+        turns = [turn for message in request.messages for turn in self._turns(message, mark)]
+        tools = request.tools if request.tool_choice.mode != "none" else ()
+        thinking = request.thinking
+        unwanted = thinking.enabled is False or thinking.budget == 0
+        wish: dict[str, Any] = {}
+        if unwanted or thinking.enabled is not None:
+            wish["enable_thinking"] = not unwanted
         try:
-            return render_jinja_template([turns], chat_template=self._template, add_generation_prompt=True)[0][0]
+            rendered = render_jinja_template(
+                [turns],
+                chat_template=self._template,
+                tools=[self._tool(tool, mark) for tool in tools] or None,
+                add_generation_prompt=True,
+                **wish,
+            )[0][0]
         except TemplateError:
             message = "messages: the model's template does not take these roles in this order"
             raise InvalidRequest(message, param="messages") from None
+        opened = rendered.endswith(OPENED)
+        return (rendered + CLOSED, False) if opened and unwanted else (rendered, opened)
 
-    def _turn(self, message: Message, mark: str) -> dict[str, Any]:
-        parts = [self._part(part, mark) for part in message.parts]
-        if all(part["type"] == "text" for part in parts):
-            return {"role": message.role, "content": "".join(part["text"] for part in parts)}
-        return {"role": message.role, "content": parts}
+    def _turns(self, message: Message, mark: str) -> Iterator[dict[str, Any]]:
+        results = [part for part in message.parts if isinstance(part, ToolResult)]
+        if results:
+            for result in results:
+                yield {"role": "tool", "content": self._content(result.parts, mark)}
+            return
+        turn: dict[str, Any] = {
+            "role": message.role,
+            "content": self._content([part for part in message.parts if isinstance(part, Content)], mark),
+        }
+        calls = [part for part in message.parts if isinstance(part, ToolCall)]
+        if calls:
+            turn["tool_calls"] = [{"type": "function", "function": self._call(call, mark)} for call in calls]
+        thoughts = [part.text for part in message.parts if isinstance(part, Reasoning)]
+        if thoughts:
+            turn["reasoning_content"] = self._shield("".join(thoughts), mark)
+        yield turn
 
-    def _part(self, part: Part, mark: str) -> dict[str, str]:
+    def _content(self, parts: Items[Content], mark: str) -> str | list[dict[str, str]]:
+        made = [self._part(part, mark) for part in parts]
+        if all(part["type"] == "text" for part in made):
+            return "".join(part["text"] for part in made)
+        return made
+
+    def _part(self, part: Content, mark: str) -> dict[str, str]:
         match part:
             case Text(text):
-                return {"type": "text", "text": self._vocabulary.shield(text, mark)}
+                return {"type": "text", "text": self._shield(text, mark)}
             case Picture():
                 return {"type": "image"}
             case _:
                 raise AssertionError("an unchecked picture reached the engine")
+
+    def _call(self, call: ToolCall, mark: str) -> dict[str, str]:
+        """The arguments as the model itself would write them, if they are JSON at all."""
+        try:
+            arguments = json.dumps(json.loads(call.arguments), ensure_ascii=False)
+        except ValueError:
+            arguments = call.arguments
+        return {"name": self._shield(call.name, mark), "arguments": self._shield(arguments, mark)}
+
+    def _tool(self, tool: Tool, mark: str) -> Any:
+        function = {"name": tool.name, "description": tool.description}
+        parameters = json.loads(tool.parameters) if tool.parameters else {"type": "object", "properties": {}}
+        return self._shielded({"type": "function", "function": {**function, "parameters": parameters}}, mark)
+
+    def _shield(self, text: str, mark: str) -> str:
+        return self._vocabulary.shield(text, mark)
+
+    def _shielded(self, value: Any, mark: str) -> Any:
+        """The same value with every text in it shielded."""
+        match value:
+            case str():
+                return self._shield(value, mark)
+            case dict():
+                return {self._shield(key, mark): self._shielded(item, mark) for key, item in value.items()}
+            case list():
+                return [self._shielded(item, mark) for item in value]
+            case _:
+                return value
 
     def _expand(self, ids: list[int], pictures: list[Picture]) -> Iterator[int]:
         """Each picture's single slot repeated to its true length."""
@@ -119,6 +196,21 @@ class PromptBuilder:
             yield from itertools.repeat(token, self._spec.tokens(picture.grid))
         if next(waiting, None) is not None:
             raise InvalidRequest("messages: the model's template has no place for a picture in that role")
+
+
+def _texts(request: Request) -> Iterator[str]:
+    """All a prompt holds of a client's own words."""
+    for message in request.messages:
+        for part in message.leaves:
+            match part:
+                case Text(text) | Reasoning(text):
+                    yield text
+                case ToolCall():
+                    yield from (part.name, part.arguments)
+                case _:
+                    pass
+    for tool in request.tools:
+        yield from (tool.name, tool.description, tool.parameters)
 
 
 def mrope_positions(

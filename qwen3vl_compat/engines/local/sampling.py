@@ -1,53 +1,294 @@
-"""Logits to the next tokens."""
+"""Logits to the next tokens: penalties, masks, temperature and truncation as tensor code over rows.
+
+The order is bias, repetition penalty, presence and frequency penalties, mask, temperature, top_k, top_p, min_p, as in
+transformers' generate(). A row's token is a function of its own logits, parameters, seed, choice and position, whatever
+other rows there are.
+"""
 
 from collections.abc import Sequence as Items
 
 import numpy as np
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from qwen3vl_compat.engines.local.decoding import Scores
 
+NEVER = -1e30
+"""Added to the logit of a token that must not come; less than half of it is no token."""
+CANDIDATES = (64, 1024)
+"""How many of the likeliest tokens are looked at for top_k and top_p, before all of them are sorted."""
+CHUNK = 512
+JUST_BELOW = 1 - 2**-50
+"""Keeps a draw of nearly 1 below a sum that was rounded."""
+
+Ids = NDArray[np.int64]
+Bits = NDArray[np.uint32]
+"""One bit a token, the lowest first: whether it may come."""
+
 
 class Chooser(Struct, frozen=True, kw_only=True):
-    """How one choice's tokens are drawn.
+    """How one choice's tokens are drawn; see messages.Sampling for the fields."""
 
-    The draw at a position is a function of (seed, choice, position) alone, so an answer can be repeated whatever else
-    the engine was doing.
-    """
-
-    temperature: float
-    top_p: float
-    top_k: int
-    """0 keeps every token."""
-    seed: int
-    choice: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
+    seed: int = 0
+    choice: int = 0
 
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is always taken."""
-        return self.temperature <= 1e-5
+        return self.temperature <= 1e-5 or self.top_k == 1
 
-    def choose(self, logits: torch.Tensor, position: int) -> int:
-        """The token for `position`, from logits [vocabulary] in any float type."""
-        if self.greedy:
-            return int(logits.argmax())
-        scaled = logits.float() / self.temperature
-        kept, ids = scaled.topk(min(self.top_k, len(scaled))) if self.top_k else scaled.sort(descending=True)
-        shares = kept.softmax(-1)
+    @property
+    def counts(self) -> bool:
+        """Whether it matters what was said before."""
+        return bool(self.presence or self.frequency) or self.repetition != 1
+
+
+class Seen:
+    """The different tokens of a prompt and an answer, and how often each is in the answer."""
+
+    def __init__(self, prompt: Items[int]) -> None:
+        self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
+        self._ids, self._counts = list(self._places), [0] * len(self._places)
+
+    def add(self, token: int) -> None:
+        """Count a token of the answer."""
+        place = self._places.setdefault(token, len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(token)
+            self._counts.append(0)
+        self._counts[place] += 1
+
+    def arrays(self) -> tuple[Ids, NDArray[np.float32]]:
+        """Ids and counts."""
+        return np.array(self._ids, dtype=np.int64), np.array(self._counts, dtype=np.float32)
+
+
+class Row(Struct, frozen=True):
+    """A row of logits, and how its token is found. `position` counts the answer's tokens."""
+
+    row: int
+    chooser: Chooser
+    position: int
+    seen: Seen | None = None
+    """Needed where the chooser counts."""
+    allowed: Bits | None = None
+    banned: tuple[int, ...] = ()
+    forced: int | None = None
+    """The token, if it is settled."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the likeliest token of the logits as they are is the one."""
+        chooser, free = self.chooser, self.allowed is None and not self.banned and self.forced is None
+        return free and chooser.greedy and not chooser.counts and not chooser.bias
+
+
+class Drawn(Struct, frozen=True):
+    """A token, None where none is allowed, and ln(its share) and that of the likeliest ones if they were asked for.
+
+    These are shares of the model's own distribution: the logits as they are, before everything that changes them here.
+    """
+
+    token: int | None
+    likeliest: int = -1
+    """The token the model itself would have had."""
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def draw(scores: Scores, rows: Items[Row]) -> list[Drawn]:
+    """A token for each row."""
+    logits, best = scores
+    likeliest = best.tolist()
+    tokens: list[int | None] = [likeliest[row.row] if row.forced is None else row.forced for row in rows]
+    worked = [place for place, row in enumerate(rows) if row.forced is None and not row.plain]
+    if worked:
+        picked = _pick(logits[[rows[place].row for place in worked]].float(), [rows[place] for place in worked])
+        for place, token in zip(worked, picked, strict=True):
+            tokens[place] = token
+    drawn = [Drawn(token, likeliest[row.row]) for token, row in zip(tokens, rows, strict=True)]
+    asked = [place for place, row in enumerate(rows) if row.chooser.logprobs is not None and tokens[place] is not None]
+    if asked:
+        told = _logprobs(logits[[rows[place].row for place in asked]].float(), [rows[place] for place in asked],
+                         [tokens[place] or 0 for place in asked])  # fmt: skip
+        for place, (logprob, top) in zip(asked, told, strict=True):
+            drawn[place] = replace(drawn[place], logprob=logprob, top=top)
+    return drawn
+
+
+def _pick(logits: torch.Tensor, rows: Items[Row]) -> list[int | None]:
+    """Tokens from logits [rows, vocabulary] in float32, which are changed."""
+    _add_biases(logits, rows)
+    _penalise(logits, rows)
+    _mask(logits, rows)
+    tokens = argmax(logits)
+    drawn = [place for place, row in enumerate(rows) if not row.chooser.greedy]
+    if drawn:
+        tokens[drawn] = _sample(logits[drawn], [rows[place] for place in drawn])
+    reached = logits.gather(1, tokens[:, None])[:, 0].tolist()
+    return [token if logit > NEVER / 2 else None for token, logit in zip(tokens.tolist(), reached, strict=True)]
+
+
+def argmax(values: torch.Tensor) -> torch.Tensor:
+    """The place of the largest in each row; numpy finds it ten times faster than torch does on a CPU."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argmax(-1))
+    return values.argmax(-1)
+
+
+def _add_biases(logits: torch.Tensor, rows: Items[Row]) -> None:
+    biases = [(place, token, value) for place, row in enumerate(rows) for token, value in row.chooser.bias]
+    if biases:
+        places, tokens, values = (torch.tensor(each, device=logits.device) for each in zip(*biases, strict=True))
+        logits.index_put_((places, tokens), values.to(logits.dtype), accumulate=True)
+
+
+def _penalise(logits: torch.Tensor, rows: Items[Row]) -> None:
+    """Only at the tokens that were seen."""
+    seen = [(place, row) for place, row in enumerate(rows) if row.chooser.counts and row.seen is not None]
+    if not seen:
+        return
+    arrays = [row.seen.arrays() for _, row in seen if row.seen is not None]
+    lengths = [len(ids) for ids, _ in arrays]
+
+    def spread(values: Items[float]) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.array(values), lengths)).to(logits.device)
+
+    places = spread([place for place, _ in seen])
+    ids = torch.from_numpy(np.concatenate([ids for ids, _ in arrays])).to(logits.device)
+    counts = torch.from_numpy(np.concatenate([counts for _, counts in arrays])).to(logits.device)
+    repetition = spread([row.chooser.repetition for _, row in seen]).float()
+    frequency = spread([row.chooser.frequency for _, row in seen]).float()
+    presence = spread([row.chooser.presence for _, row in seen]).float()
+    values = logits[places, ids]
+    values = torch.where(values < 0, values * repetition, values / repetition)
+    logits[places, ids] = values - frequency * counts - presence * (counts > 0)
+
+
+def _mask(logits: torch.Tensor, rows: Items[Row]) -> None:
+    size = logits.shape[1]
+    if any(row.allowed is not None for row in rows):
+        words = -(-size // 32)
+        blocked = np.zeros((len(rows), words), dtype=np.uint32)
+        for place, row in enumerate(rows):
+            if row.allowed is not None:
+                blocked[place, : len(row.allowed)] = ~row.allowed[:words]
+                blocked[place, len(row.allowed) :] = 0xFFFFFFFF
+        bits = np.unpackbits(blocked.view(np.uint8), axis=-1, bitorder="little")[:, :size]
+        # Arithmetic: filling by a mask takes twenty times as long on a CPU where the mask is irregular.
+        torch.add(logits, torch.from_numpy(bits).to(logits.device), alpha=NEVER, out=logits)
+    banned = [(place, token) for place, row in enumerate(rows) for token in row.banned]
+    if banned:
+        places, tokens = (torch.tensor(each, device=logits.device) for each in zip(*banned, strict=True))
+        logits[places, tokens] = NEVER
+
+
+def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
+    """Tokens [rows] drawn from logits [rows, vocabulary]."""
+    device = logits.device
+
+    def each(values: list[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+
+    size = logits.shape[1]
+    heat = each([row.chooser.temperature for row in rows])
+    scaled = logits / heat.float()
+    top = scaled.amax(-1, keepdim=True)
+    weights = (scaled - top).exp()
+    tops = each([row.chooser.top_k or size for row in rows])
+    share, least = each([row.chooser.top_p for row in rows]), each([row.chooser.min_p for row in rows])
+    chance = uniform([row.chooser.seed for row in rows], [row.chooser.choice for row in rows],
+                     [row.position for row in rows]).to(device)[:, None]  # fmt: skip
+    whole = [place for place, row in enumerate(rows) if row.chooser.top_p >= 1 and not row.chooser.top_k]
+    pending = [place for place in range(len(rows)) if place not in set(whole)]
+    tokens = torch.zeros(len(rows), dtype=torch.long, device=device)
+    if whole:
+        kept = weights[whole]
+        kept = torch.where(kept >= least[whole], kept, 0.0)
+        tokens[whole] = _from_all(kept, chance[whole])
+    for count in (*CANDIDATES, size):
+        if not pending:
+            break
+        at, count = pending, min(count, size)
+        values, ids = _ranked(scaled[at], count)
+        shares = (values - top[at]).exp().double()
+        kept = torch.arange(count, device=device) < tops[at]
+        total = torch.where(tops[at] < size, (shares * kept).sum(-1, keepdim=True), _total(weights[at]))
+        kept &= shares.cumsum(-1) - shares < share[at] * total
+        kept[:, 0] = True
+        used = kept.sum(-1, keepdim=True)
+        # What lies outside the candidates may still belong inside, or be as likely as the last one that does.
+        settled = ((used < count) & (values.gather(1, used - 1) > values[:, -1:])) | (count == size)
+        shares *= kept & (shares >= least[at])
         reached = shares.cumsum(-1)
-        # The smallest set whose share reaches top_p: a token stays while those before it have not reached it yet.
-        inside = max(1, int((reached - shares < self.top_p).sum()))
-        draw = self._uniform(position) * float(reached[inside - 1])
-        return int(ids[min(int((reached[:inside] <= draw).sum()), inside - 1)])
-
-    def _uniform(self, position: int) -> float:
-        key = np.array([self.seed % 2**64, self.choice], dtype=np.uint64)
-        generator = np.random.Philox(key=key, counter=position)
-        return float(np.random.Generator(generator).random())
+        place = (reached <= chance[at] * reached[:, -1:] * JUST_BELOW).sum(-1, keepdim=True)
+        tokens[at] = ids.gather(1, place)[:, 0]
+        pending = [each for each, done in zip(at, settled[:, 0].tolist(), strict=True) if not done]
+    return tokens
 
 
-def choose_all(scores: Scores, rows: Items[tuple[int, Chooser, int]]) -> list[int]:
-    """A token for each (row of scores, chooser, position)."""
-    logits, best = scores[0], scores[1].tolist()
-    return [best[row] if chooser.greedy else chooser.choose(logits[row], position) for row, chooser, position in rows]
+def _ranked(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest values and their places, in order; of equal ones the first place comes first."""
+    values, ids = values.topk(count)
+    ids, order = ids.sort()
+    values, order = values.gather(1, order).sort(descending=True, stable=True)
+    return values, ids.gather(1, order)
+
+
+def _chunks(weights: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(weights, (0, -weights.shape[1] % CHUNK)).view(len(weights), -1, CHUNK)
+
+
+def _total(weights: torch.Tensor) -> torch.Tensor:
+    """Sums [rows, 1], each added up in one order whatever the other rows."""
+    return _chunks(weights).sum(-1).double().sum(-1, keepdim=True)
+
+
+def _from_all(weights: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+    """Places drawn in proportion to weights [rows, vocabulary] by chances [rows, 1] in 0..1, never one of weight 0."""
+    chunks = _chunks(weights)
+    sums = chunks.sum(-1).double()
+    ends = sums.cumsum(-1)
+    goal = chance * ends[:, -1:] * JUST_BELOW
+    chunk = (ends <= goal).sum(-1, keepdim=True)
+    inside = chunks.gather(1, chunk[..., None].expand(-1, -1, CHUNK))[:, 0].double().cumsum(-1)
+    goal = torch.minimum(goal - (ends - sums).gather(1, chunk), inside[:, -1:] * JUST_BELOW)
+    return (chunk * CHUNK + (inside <= goal).sum(-1, keepdim=True))[:, 0]
+
+
+def uniform(seeds: Items[int], choices: Items[int], positions: Items[int]) -> torch.Tensor:
+    """Numbers in 0..1, float64, one for each (seed, choice, position): SplitMix64's mixer (Steele et al., 2014)."""
+    state = torch.zeros(len(seeds), dtype=torch.int64)
+    for values in (seeds, choices, positions):
+        wrapped = [(value + 2**63) % 2**64 - 2**63 for value in values]
+        state = _mix(state + torch.tensor(wrapped, dtype=torch.int64) - 7046029254386353131)
+    return ((state >> 11) & (2**53 - 1)).double() * 2.0**-53
+
+
+def _mix(state: torch.Tensor) -> torch.Tensor:
+    state = (state ^ ((state >> 30) & (2**34 - 1))) * -4658895280553007687
+    state = (state ^ ((state >> 27) & (2**37 - 1))) * -7723592293110705685
+    return state ^ ((state >> 31) & (2**33 - 1))
+
+
+def _logprobs(
+    logits: torch.Tensor, rows: Items[Row], tokens: Items[int]
+) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
+    """ln(share) of each row's token, and (token, ln(share)) of the likeliest, as many as it asks for."""
+    logprobs = logits - logits.logsumexp(-1, keepdim=True)
+    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    most = max(row.chooser.logprobs or 0 for row in rows)
+    values, ids = _ranked(logprobs, most) if most else (logprobs[:, :0], logprobs[:, :0].long())
+    tops = [list(zip(*each, strict=True)) for each in zip(ids.tolist(), values.tolist(), strict=True)]
+    return [(logprob, tuple(top[: row.chooser.logprobs])) for row, logprob, top in zip(rows, chosen, tops, strict=True)]

@@ -4,27 +4,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from collections.abc import Sequence as Items
 from typing import TypeVar
 
 import msgspec
 import torch
 
+from qwen3vl_compat.engines.local.answer import End
 from qwen3vl_compat.engines.local.decoding import Scores
 from qwen3vl_compat.engines.local.job import Job
 from qwen3vl_compat.engines.local.metrics import Metrics
 from qwen3vl_compat.engines.local.runner import Runner
-from qwen3vl_compat.engines.local.sampling import choose_all
+from qwen3vl_compat.engines.local.sampling import Drawn, Row, draw
 from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
 from qwen3vl_compat.engines.local.sequence import Sequence
 from qwen3vl_compat.errors import ApiError, EngineFailed, Overloaded
-from qwen3vl_compat.events import Event, Finish, FinishReason, Started, TextDelta
+from qwen3vl_compat.events import Event, Finish, Started
 from qwen3vl_compat.settings import ModelSettings
 
 log = logging.getLogger(__name__)
 
 Delivery = tuple[Job, Event | ApiError]
-T = TypeVar("T", Sequence, Piece)
+T = TypeVar("T")
+R = TypeVar("R")
 PATCHES = 16_384
 """Patches of pictures encoded in one step."""
 
@@ -36,10 +37,9 @@ class Worker:
         self,
         runner: Runner,
         settings: ModelSettings,
-        end_ids: frozenset[int],
         deliver: Callable[[list[Delivery]], None],
     ) -> None:
-        self.runner, self._settings, self._end_ids, self._deliver = runner, settings, end_ids, deliver
+        self.runner, self._settings, self._deliver = runner, settings, deliver
         self.scheduler = Scheduler(runner.blocks, settings.max_rows, runner.vision.patches)
         self.metrics = Metrics(self.scheduler, runner.vision)
         self.stepping_since: float | None = None
@@ -47,14 +47,18 @@ class Worker:
         self._inbox: list[Job] = []
         self._news = threading.Condition()
         self._closing = False
+        self.ended = False
+        """Whether it takes no more work."""
         self._out: list[Delivery] = []
         self._sequences: dict[int, list[Sequence]] = {}
 
     # ------------------------------------------------------------------------------------------- called from elsewhere
 
     def submit(self, job: Job) -> None:
-        """Take a new request."""
+        """Take a new request; raises Overloaded if nobody is left to do it."""
         with self._news:
+            if self.ended:
+                raise Overloaded("The model is not running.", retry_after=5)
             self._inbox.append(job)
             self._news.notify()
 
@@ -79,7 +83,7 @@ class Worker:
                     self._news.wait()
             self.turn()
             if self._closing:
-                self.end_all(Overloaded("The server is stopping.", retry_after=5))
+                self.abandon(Overloaded("The server is stopping.", retry_after=5))
                 return
 
     def turn(self) -> None:
@@ -153,22 +157,29 @@ class Worker:
             patches = self.runner.vision.pace.within(seconds, patches)
         return tokens, patches
 
-    def _isolated(self, call: Callable[[Items[T]], Scores], items: list[T]) -> Iterator[tuple[list[T], Scores]]:
-        """The call over all items; if that fails, over each alone, so that only those fail which do so alone."""
+    def _isolated(
+        self, call: Callable[[list[T]], R], items: list[tuple[Sequence, T]]
+    ) -> Iterator[tuple[list[tuple[Sequence, T]], R]]:
+        """The call over all items; if that fails, over each alone, so that only those fail which do so alone.
+
+        What has lost its row meanwhile, because its request has failed or made room, is left out.
+        """
+        items = [(sequence, item) for sequence, item in items if sequence.row is not None]
         if not items:
             return
         try:
-            result = call(items)
+            result = call([item for _, item in items])
         except torch.AcceleratorError:
             raise  # the device is lost, with all that stood in its memory
         except Exception as error:
             if _out_of_memory(error):
                 self._shed()
+                yield from self._isolated(call, items)
             elif len(items) > 1:
                 for item in items:
                     yield from self._isolated(call, [item])
             else:
-                self._fail_alone((items[0].sequence if isinstance(items[0], Piece) else items[0]).owner, error)
+                self._fail_alone(items[0][0].owner, error)
         else:
             yield items, result
 
@@ -185,18 +196,17 @@ class Worker:
         )
 
     def _decode(self, sequences: list[Sequence]) -> None:
-        for decoded, scores in self._isolated(self.runner.decode, sequences):
-            for sequence in decoded:
+        for decoded, scores in self._isolated(self.runner.decode, [(each, each) for each in sequences]):
+            for sequence, _ in decoded:
                 before, sequence.computed = sequence.computed, len(sequence)
                 self._publish(sequence, before)
-            self._extend(scores, list(enumerate(decoded)))
+            self._extend(scores, [(row, sequence) for row, (sequence, _) in enumerate(decoded)])
 
     def _compute(self, pieces: list[Piece]) -> None:
-        for computed, scores in self._isolated(self.runner.compute, pieces):
+        for computed, scores in self._isolated(self.runner.compute, [(piece.sequence, piece) for piece in pieces]):
             complete: list[tuple[int, Sequence]] = []
             row = 0
-            for piece in computed:
-                sequence = piece.sequence
+            for sequence, piece in computed:
                 self.scheduler.computed(piece)
                 self._publish(sequence, piece.start)
                 self.runner.vision.let_go(sequence)
@@ -220,27 +230,41 @@ class Worker:
 
     def _extend(self, scores: Scores, rows: list[tuple[int, Sequence]]) -> None:
         """Draw each sequence's next token and show what it completes."""
-        wanted = [(row, each.owner.answers[each.choice].chooser, each.made) for row, each in rows]
-        for token, (_, sequence) in zip(choose_all(scores, wanted), rows, strict=True):
-            try:
-                self._take(sequence, token)
-            except Exception as error:
-                self._fail_alone(sequence.owner, error)
+        there = [(place, each) for place, each in rows if each.row is not None]
+        wanted = [(each, row) for place, each in there if (row := self._wanted(place, each)) is not None]
 
-    def _take(self, sequence: Sequence, token: int) -> None:
+        def drawn(rows: list[Row]) -> list[Drawn]:
+            return draw(scores, rows)
+
+        for items, tokens in self._isolated(drawn, wanted):
+            for (sequence, _), token in zip(items, tokens, strict=True):
+                try:
+                    self._take(sequence, token)
+                except Exception as error:
+                    self._fail_alone(sequence.owner, error)
+
+    def _wanted(self, place: int, sequence: Sequence) -> Row | None:
+        job: Job = sequence.owner
+        try:
+            return job.answers[sequence.choice].row(place, sequence.made)
+        except ApiError as error:
+            self._fail(job, error)
+        except Exception as error:
+            self._fail_alone(job, error)
+        return None
+
+    def _take(self, sequence: Sequence, drawn: Drawn) -> None:
         job: Job = sequence.owner
         if id(job) not in self._sequences:  # another choice of it has failed in this very step
             return
-        sequence.append(token)
-        self._clock(job, sequence)
-        dialect = job.answers[sequence.choice].dialect
-        ended = token in self._end_ids
-        if not ended and (text := dialect.push(token)):
-            self._out.append((job, TextDelta(sequence.choice, text, sequence.made)))
-        if ended or dialect.stopped:
-            self._finish(sequence, "stop")
-        elif sequence.made >= job.limit:
-            self._finish(sequence, "length")
+        made = sequence.made + (drawn.token is not None)
+        deltas, end = job.answers[sequence.choice].take(drawn, made)
+        if drawn.token is not None:
+            sequence.append(drawn.token)
+            self._clock(job, sequence)
+        self._out += [(job, delta) for delta in deltas]
+        if end is not None:
+            self._finish(sequence, end)
 
     def _clock(self, job: Job, sequence: Sequence) -> None:
         now, last = time.monotonic(), job.last_token[sequence.choice]
@@ -251,13 +275,13 @@ class Worker:
         elif sequence.choice == 0:
             self.metrics.first_token.observe(now - job.since)
 
-    def _finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _finish(self, sequence: Sequence, end: End) -> None:
         job: Job = sequence.owner
-        if text := job.answers[sequence.choice].dialect.finish():
-            self._out.append((job, TextDelta(sequence.choice, text, sequence.made)))
-        job.made[sequence.choice] = sequence.made
-        usage = msgspec.structs.replace(job.prompt.usage, completion=sum(job.made))
-        self._out.append((job, Finish(sequence.choice, reason, usage)))
+        dialect = job.answers[sequence.choice].dialect
+        self._out += [(job, delta) for delta in dialect.finish(sequence.made)]
+        job.made[sequence.choice], job.thought[sequence.choice] = sequence.made, dialect.thought
+        usage = msgspec.structs.replace(job.prompt.usage, completion=sum(job.made), reasoning=sum(job.thought))
+        self._out.append((job, Finish(sequence.choice, end.reason, usage, end.details)))
         self._let_go(sequence)
         rest = self._sequences[id(job)]
         rest.remove(sequence)
@@ -278,16 +302,17 @@ class Worker:
             self._let_go(sequence)
 
     def _fail(self, job: Job, error: ApiError) -> None:
-        self._end(job)
-        self._out.append((job, error))
+        if id(job) in self._sequences:  # else one of its choices has failed before
+            self._end(job)
+            self._out.append((job, error))
 
-    def end_all(self, error: ApiError) -> None:
-        """End every request with this error."""
+    def abandon(self, error: ApiError) -> None:
+        """Tell every request this error and take no more; the books, which may be what failed, are left as they are."""
         with self._news:
+            self.ended = True
             jobs, self._inbox = self._inbox, []
         self._out += [(job, error) for job in jobs]
-        for sequences in list(self._sequences.values()):
-            self._fail(sequences[0].owner, error)
+        self._out += [(sequences[0].owner, error) for sequences in self._sequences.values()]
         self._flush()
 
     def _flush(self) -> None:

@@ -1,0 +1,173 @@
+"""Grammars that are known to be harmless: each new one is compiled and tried in a child process first.
+
+A hostile schema or regex can take minutes, gigabytes or the whole process; there it takes SECONDS and the child's life.
+"""
+
+import asyncio
+import os
+import resource
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from llguidance import LLMatcher
+from msgspec import Struct
+
+from qwen3vl_compat.engines.local.grammar import Grammar
+from qwen3vl_compat.engines.local.matching import Matching, TooComplex
+from qwen3vl_compat.errors import InvalidRequest, Overloaded
+from qwen3vl_compat.tokens import Vocabulary
+
+SECONDS = 1.5
+"""A grammar may take to be compiled and tried."""
+START = 30.0
+"""Seconds the child may take to start."""
+QUEUE = 5.0
+"""Seconds a request waits for its turn with the child."""
+MEMORY = 2 * 2**30
+"""Bytes of memory the child may take on top of its vocabulary."""
+KEPT, KEPT_CHARACTERS = 64, 2_000_000
+"""Compiled grammars that are kept, and characters of their texts."""
+SLACK = 1.25
+
+
+class Ready(Struct, frozen=True):
+    """A compiled grammar; `reserve` is about how many tokens a text of it needs to be brought to its end."""
+
+    matcher: LLMatcher
+    reserve: int
+
+
+class _Verdict(Struct):
+    fault: str = ""
+    shortest: int = 0
+
+
+class Grammars:
+    """Compiles grammars for a checkpoint and keeps those used last."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary, end_ids: Iterable[int]) -> None:
+        self._folder, self._vocabulary, self._end_ids = folder, vocabulary, sorted(end_ids)
+        self._matching: Matching | None = None
+        self._kept: OrderedDict[str, Ready] = OrderedDict()
+        self._child: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
+        self._making = threading.Lock()
+
+    @property
+    def matching(self) -> Matching:
+        """Made on first use; it takes half a second for a vocabulary of 150,000."""
+        with self._making:
+            self._matching = self._matching or Matching(self._vocabulary, self._end_ids)
+            return self._matching
+
+    async def prepare(self, grammar: Grammar) -> Ready:
+        """The grammar, compiled; raises InvalidRequest that names its field."""
+        if (ready := self._kept.get(grammar.text)) is None:
+            verdict = await self._check(grammar)
+            if verdict.fault:
+                raise InvalidRequest(
+                    f"{grammar.param}: this cannot be kept to: {verdict.fault}",
+                    param=grammar.param or None,
+                    code="invalid_schema",
+                )
+            ready = await asyncio.to_thread(self._compile, grammar, verdict.shortest)
+            self._kept[grammar.text] = ready
+        self._kept.move_to_end(grammar.text)
+        while len(self._kept) > KEPT or (len(self._kept) > 1 and sum(map(len, self._kept)) > KEPT_CHARACTERS):
+            self._kept.popitem(last=False)
+        return ready
+
+    def _compile(self, grammar: Grammar, shortest: int) -> Ready:
+        return Ready(self.matching.compile(grammar.text), int(shortest * SLACK) + 8)
+
+    async def _check(self, grammar: Grammar) -> _Verdict:
+        try:
+            async with asyncio.timeout(QUEUE):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many new schemas are waiting to be checked.", retry_after=5) from None
+        try:
+            child = self._child or await self._start()
+            self._child = None  # whatever goes wrong from here on, this child is used no more
+            assert child.stdin is not None
+            assert child.stdout is not None
+            try:
+                async with asyncio.timeout(SECONDS):
+                    child.stdin.write(msgspec.json.encode(grammar.text) + b"\n")
+                    await child.stdin.drain()
+                    line = await child.stdout.readline()
+                verdict = msgspec.json.decode(line, type=_Verdict)
+                self._child = child
+            except (TimeoutError, ConnectionError, msgspec.DecodeError):
+                return _Verdict("it is too complex")
+            finally:
+                if self._child is None:
+                    await _end(child)
+            return verdict
+        finally:
+            self._turn.release()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", __name__, str(self._folder), *map(str, self._end_ids),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=kept,
+        )  # fmt: skip
+        assert child.stdout is not None
+        ready = b""
+        try:
+            async with asyncio.timeout(START):
+                ready = await child.stdout.readline()
+        finally:
+            if not ready:
+                await _end(child)
+        if not ready:
+            raise Overloaded("Schemas cannot be checked now.", retry_after=5)
+        return child
+
+    async def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            await _end(self._child)
+            self._child = None
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        child.kill()
+    await child.wait()
+
+
+def main() -> None:
+    """The child: a checkpoint's folder and end ids on the command line, a grammar a line in, a verdict a line out."""
+    os.nice(5)
+    folder, *ends = sys.argv[1:]
+    matching = Matching(Vocabulary.load(Path(folder)), map(int, ends))
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.stack_size(4 * 2**20)  # less than the server's threads have: what fits here fits there
+
+    def answer(line: bytes) -> None:
+        try:
+            verdict = _Verdict(shortest=matching.walk(matching.compile(msgspec.json.decode(line, type=str))))
+        except TooComplex as fault:
+            verdict = _Verdict(str(fault))
+        sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
+        sys.stdout.buffer.flush()
+
+    sys.stdout.buffer.write(b"ready\n")
+    sys.stdout.buffer.flush()
+    for line in sys.stdin.buffer:
+        worker = threading.Thread(target=answer, args=(line,))
+        worker.start()
+        worker.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What one choice may say next: where it is in its answer, the grammar that holds there, and the ends that do not."""
+
+import time
+
+from llguidance import LLMatcher
+from msgspec import Struct
+
+from qwen3vl_compat.engines.local.dialect import Dialect
+from qwen3vl_compat.engines.local.grammars import Ready
+from qwen3vl_compat.engines.local.matching import Bits, Matching
+from qwen3vl_compat.errors import InvalidRequest
+
+SLOWEST = 1.0
+"""Seconds that the mask of one token may take: beyond, the answer is given up for the sake of the others."""
+
+
+class Rules(Struct, frozen=True, kw_only=True):
+    """What holds for every choice of a request."""
+
+    eos: frozenset[int]
+    """The checkpoint's end of an answer."""
+    ends: frozenset[int]
+    """What ends this request's answers: the checkpoint's end, unless it is to be ignored, and the request's own."""
+    limit: int
+    """Tokens an answer may have."""
+    min_tokens: int = 0
+    answer: Ready | None = None
+    """The grammar of the visible answer."""
+    call: Ready | None = None
+    """The grammar behind a `<tool_call>`, where the answer has none."""
+    close_early: bool = True
+    """Bring a grammar to its end before the limit is reached."""
+    parallel: bool = True
+    matching: Matching | None = None
+    """Needed with a grammar."""
+    budget: int | None = None
+    """Tokens of thoughts."""
+    farewell: tuple[int, ...] = ()
+    """What closes a thought that has used up its budget."""
+    gap: tuple[int, ...] = ()
+    """What stands between a thought and an answer that a grammar binds."""
+
+
+class Next(Struct, frozen=True):
+    """What may come next: the token if it is settled, else what is allowed (None for all) less what is banned."""
+
+    forced: int | None = None
+    allowed: Bits | None = None
+    banned: tuple[int, ...] = ()
+
+
+FREE = Next()
+
+
+class Guide:
+    """The state of one choice; follows its dialect, which must have taken every token before."""
+
+    def __init__(self, rules: Rules, dialect: Dialect) -> None:
+        self._rules, self._dialect = rules, dialect
+        self._phase = dialect.phase
+        self._queue: list[int] = []
+        """Settled tokens, the first last."""
+        self._matcher: LLMatcher | None = None
+        if rules.answer is not None:
+            self._matcher = rules.answer.matcher.deep_copy()
+        self._early = tuple(sorted(rules.ends))
+        self._parting = self._hurried = False
+        self.cut = False
+        """Whether the grammar had to be brought to its end because of the limit."""
+        self.finished = False
+        """Whether nothing may follow."""
+
+    @property
+    def bound(self) -> bool:
+        """Whether a grammar holds now."""
+        return self._matcher is not None and self._dialect.phase != "thought"
+
+    def ends(self, token: int) -> bool:
+        """Whether this token ends the answer; where a grammar holds, it has allowed that."""
+        return token in self._rules.ends or (self.bound and token in self._rules.eos)
+
+    def hurry(self) -> None:
+        """Take the shortest way to the end of the grammar: the model itself would end here."""
+        self._hurried = True
+
+    def next(self, made: int) -> Next:
+        """What may come as the token behind `made` others."""
+        rules = self._rules
+        if self._dialect.phase == "thought":
+            if not self._queue and not self._parting and self._thought_enough(made):
+                self._parting = True
+                self._queue = list(reversed(rules.farewell))
+            if self._queue:
+                return Next(forced=self._queue[-1])
+            if rules.answer is not None:
+                return Next(banned=tuple(rules.ends | rules.eos))
+            return self._free(made)
+        if self._queue:
+            return Next(forced=self._queue[-1])
+        if self._matcher is not None:
+            return Next(allowed=self._mask(self._matcher, made))
+        return self._free(made)
+
+    def _free(self, made: int) -> Next:
+        return Next(banned=self._early) if made < self._rules.min_tokens else FREE
+
+    def _thought_enough(self, made: int) -> bool:
+        rules = self._rules
+        if rules.budget is not None and self._dialect.thought >= rules.budget:
+            return True
+        behind = len(rules.farewell) + len(rules.gap)
+        return rules.answer is not None and made + behind + rules.answer.reserve >= rules.limit
+
+    def _mask(self, matcher: LLMatcher, made: int) -> Bits:
+        rules = self._rules
+        assert rules.matching is not None
+        began = time.monotonic()
+        bits = rules.matching.mask(matcher)
+        if matcher.is_error() or time.monotonic() - began > SLOWEST:
+            raise InvalidRequest("The schema or regex turned out to be too complex.", code="invalid_schema")
+        if made < rules.min_tokens:
+            bits = self._without_ends(bits)
+        late = rules.close_early and rules.answer is not None and made + rules.answer.reserve >= rules.limit
+        if not (late or self._hurried):
+            return bits
+        closing = rules.matching.closing(bits)
+        self.cut = self.cut or (late and not self._hurried and not bool((closing == bits).all()))
+        return closing
+
+    def _without_ends(self, bits: Bits) -> Bits:
+        """A grammar that is complete may end whatever min_tokens says: nothing else would be left."""
+        assert self._rules.matching is not None
+        more = bits & ~self._rules.matching.ends
+        return more if more.any() else bits
+
+    def take(self, token: int) -> None:
+        """Follow a token that the dialect has taken, and that did not end the answer."""
+        rules, before, phase = self._rules, self._phase, self._dialect.phase
+        self._phase = phase
+        if before == "thought" or self._queue:
+            if self._queue:
+                self._queue.pop()
+            if before == "thought" and phase == "text" and rules.answer is not None:
+                self._queue = list(reversed(rules.gap))
+            return
+        if self._matcher is not None:
+            self._matcher.consume_token(token)
+            if self._matcher.is_stopped():
+                self._matcher, self.finished = None, rules.answer is not None
+        elif phase == "call" and rules.call is not None:
+            self._matcher = rules.call.matcher.deep_copy()
+        if before == "call" and phase == "text" and not rules.parallel:
+            self.finished = True

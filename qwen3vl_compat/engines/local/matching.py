@@ -1,0 +1,125 @@
+"""Grammars at work: llguidance with the model's vocabulary, its limits, and how a JSON text is brought to its end."""
+
+import re
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
+
+from qwen3vl_compat.tokens import Vocabulary
+
+Bits = NDArray[np.uint32]
+FORCED = 64
+"""Characters of a settled stretch that are cut into tokens at a time: of all of them it would cost quadratic time."""
+SLOW = 0.1
+"""Seconds a mask may take while a grammar is tried."""
+LONGEST_WALK = 4_096
+LIMITS = LLParserLimits(
+    initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=50_000,
+    max_grammar_size=200_000, verbose_errors=False,
+)  # fmt: skip
+
+
+class TooComplex(Exception):
+    """A grammar that is refused; the text says why."""
+
+
+class _Words:
+    """A vocabulary as llguidance wants one."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, vocabulary: Vocabulary, end: int) -> None:
+        self._vocabulary = vocabulary
+        self.eos_token_id = end
+        self.tokens = [vocabulary.bytes_of(token) for token in range(vocabulary.size)]
+        self.special_token_ids = sorted(vocabulary.added.values())
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        text = text.decode("utf-8", "ignore") if isinstance(text, bytes) else text
+        return self._vocabulary.encode(text[:FORCED])
+
+
+class Matching:
+    """Compiles grammars for one vocabulary. Added tokens match only where a grammar names their ids."""
+
+    def __init__(self, vocabulary: Vocabulary, end_ids: Iterable[int]) -> None:
+        ends = sorted(end_ids)
+        words = _Words(vocabulary, ends[0])
+        self._tokenizer = LLTokenizer(words, n_vocab=vocabulary.size, eos_token=ends)  # pyright: ignore[reportArgumentType]
+        self._words = -(-vocabulary.size // 32)
+        spelt = words.tokens
+
+        def spelling(pattern: bytes) -> Bits:
+            return self._bits(token for token, data in enumerate(spelt) if re.fullmatch(pattern, data))
+
+        self.ends = self._bits(ends)
+        self._letters, closers, quotes = spelling(rb"[a-z]"), spelling(rb"[\]}]+"), spelling(rb'"[\]}"]*')
+        rest = (spelling(rb", ?"), spelling(rb"null|true|false|[0-9]{1,3}"))
+        self._outside = (self.ends, closers, quotes, *rest)
+        self._inside = (self.ends, quotes)
+        """Where letters may come too, brackets are letters as well."""
+
+    def _bits(self, tokens: Iterable[int]) -> Bits:
+        flags = np.zeros(self._words * 32, dtype=np.uint8)
+        flags[list(tokens)] = 1
+        return np.packbits(flags, bitorder="little").view(np.uint32)
+
+    def compile(self, text: str) -> LLMatcher:
+        """A matcher at the beginning of a grammar, to be copied for each use; raises TooComplex."""
+        matcher = LLMatcher(self._tokenizer, text, log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise TooComplex(_sentence(matcher.get_error()))
+        return matcher
+
+    def mask(self, matcher: LLMatcher) -> Bits:
+        """What may come next; nothing if the matcher has failed."""
+        bits = np.zeros(self._words, dtype=np.uint32)
+        matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        return bits if not matcher.is_error() else np.zeros_like(bits)
+
+    def closing(self, bits: Bits) -> Bits:
+        """Of what may come next, what leads to the end of a JSON text soonest."""
+        inside = bool((bits & self._letters == self._letters).all())
+        for closers in self._inside if inside else self._outside:
+            if (left := bits & closers).any():
+                return left
+        return bits
+
+    def walk(self, matcher: LLMatcher) -> int:
+        """Try a grammar out; returns how many tokens its shortest text has, about. Raises TooComplex."""
+        shortest = self._try(matcher.deep_copy(), None, 1.0)
+        for seed in range(3):
+            self._try(matcher.deep_copy(), np.random.default_rng(seed), 0.15)
+        return shortest
+
+    def _try(self, matcher: LLMatcher, rng: np.random.Generator | None, seconds: float) -> int:
+        until = time.monotonic() + seconds
+        for made in range(LONGEST_WALK):
+            began = time.monotonic()
+            bits = self.mask(matcher)
+            now = time.monotonic()
+            if matcher.is_error():
+                raise TooComplex(_sentence(matcher.get_error()))
+            if now - began > SLOW and made:
+                raise TooComplex("it is too complex")
+            tokens = np.flatnonzero(
+                np.unpackbits((bits if rng else self.closing(bits)).view(np.uint8), bitorder="little")
+            )
+            if not len(tokens):
+                raise TooComplex("no text can satisfy it")
+            token = int(rng.choice(tokens) if rng else tokens[0])
+            ended = not matcher.consume_token(token)
+            if ended or matcher.is_stopped() or now > until:
+                return made + 1
+        return LONGEST_WALK
+
+
+def _sentence(text: str) -> str:
+    """The first line of what llguidance says, short."""
+    line = text.strip().splitlines()[0] if text.strip() else "it cannot be compiled"
+    line = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: | in a registry .*", "", line)
+    return "".join(character if character.isprintable() else "?" for character in line)[:200]
