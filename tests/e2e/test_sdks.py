@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import subprocess
+from typing import Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 from google import genai
 from google.genai import errors, types
@@ -182,3 +184,149 @@ def test_the_printed_curl_works(demo: Served) -> None:
     line = next(line for line in demo.log().splitlines() if line.startswith("curl "))
     ran = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
     assert json.loads(ran.stdout)["choices"][0]["message"]["content"] == "HELLO42"
+
+
+class Reading(pydantic.BaseModel):
+    """What is asked of the model as an object."""
+
+    text: str
+    letters: int
+    kind: Literal["word", "number"]
+
+
+def test_openai_parses_an_answer_about_a_picture(openai_client: openai.OpenAI) -> None:
+    answer = openai_client.chat.completions.parse(
+        model="qwen3-vl", messages=chat("Read the text.", SAMPLE.read_bytes()), response_format=Reading, max_tokens=200
+    )
+    assert isinstance(answer.choices[0].message.parsed, Reading)
+
+
+def test_openai_streams_an_answer_to_be_parsed(openai_client: openai.OpenAI) -> None:
+    with openai_client.chat.completions.stream(
+        model="qwen3-vl", messages=chat("Read the text.", SAMPLE.read_bytes()), response_format=Reading, max_tokens=200
+    ) as stream:
+        kinds = {event.type for event in stream}
+        assert isinstance(stream.get_final_completion().choices[0].message.parsed, Reading)
+    assert {"content.delta", "content.done"} <= kinds
+
+
+class LookUp(pydantic.BaseModel):
+    """Look a code up."""
+
+    code: str = pydantic.Field(max_length=12)
+
+
+def test_openai_streams_forced_tool_calls(openai_client: openai.OpenAI) -> None:
+    with openai_client.chat.completions.stream(
+        model="qwen3-vl",
+        messages=chat("Read the text.", SAMPLE.read_bytes()),
+        tools=[openai.pydantic_function_tool(LookUp)],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        max_tokens=200,
+    ) as stream:
+        pieces = [event for event in stream if event.type == "tool_calls.function.arguments.delta"]
+        (call,) = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert len(pieces) > 1
+    assert "".join(piece.arguments_delta for piece in pieces) == call.function.arguments
+    assert isinstance(call.function.parsed_arguments, LookUp)
+
+
+def test_openai_calls_a_tool_and_reads_its_result(scripted: Served) -> None:
+    client = openai.OpenAI(base_url=scripted.url + "/v1", api_key=scripted.key, max_retries=0)
+    messages = chat('call LookUp with {"code": "你好"}', SAMPLE.read_bytes())
+    tools = [openai.pydantic_function_tool(LookUp)]
+    first = client.chat.completions.parse(model="qwen3-vl", messages=messages, tools=tools).choices[0]
+    assert first.finish_reason == "tool_calls"
+    (call,) = first.message.tool_calls or []
+    assert call.function.parsed_arguments == LookUp(code="你好")
+    shown = [{"type": "text", "text": "found it"}, chat("", SAMPLE.read_bytes())[0]["content"][0]]
+    messages += [first.message, {"role": "tool", "tool_call_id": call.id, "content": shown}]
+    second = client.chat.completions.create(model="qwen3-vl", messages=messages, tools=tools)
+    assert second.choices[0].message.content == "[192x48] The tool says: found it"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_google_calls_python_functions_by_itself(scripted: Served, streamed: bool) -> None:
+    asked: list[str] = []
+
+    def look_up(code: str) -> dict[str, str]:
+        """Look a code up.
+
+        Args:
+            code: what to look up
+        """
+        asked.append(code)
+        return {"found": f"{code}!"}
+
+    client = genai.Client(api_key=scripted.key, http_options=types.HttpOptions(base_url=scripted.url))
+    contents = [
+        types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png"),
+        'call look_up with {"code": "A1"}',
+    ]
+    config = types.GenerateContentConfig(tools=[look_up])
+    if streamed:
+        chunks = client.models.generate_content_stream(model="qwen3-vl", contents=contents, config=config)
+        text = "".join(chunk.text or "" for chunk in chunks)
+    else:
+        text = client.models.generate_content(model="qwen3-vl", contents=contents, config=config).text or ""
+    assert asked == ["A1"]
+    assert text == 'The tool says: {"result": {"found": "A1!"}}'
+
+
+def test_google_is_given_a_pydantic_object(google_client: genai.Client) -> None:
+    answer = google_client.models.generate_content(
+        model="qwen3-vl",
+        contents=[types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png"), "Read the text."],
+        config=types.GenerateContentConfig(
+            response_mime_type="application/json", response_schema=Reading, max_output_tokens=200
+        ),
+    )
+    assert isinstance(answer.parsed, Reading)
+
+
+def test_google_is_forced_to_call(google_client: genai.Client) -> None:
+    declared = types.FunctionDeclaration(
+        name="look_up",
+        parameters=types.Schema(
+            type=types.Type.OBJECT,
+            properties={"code": types.Schema(type=types.Type.STRING, max_length=12)},
+            required=["code"],
+        ),
+    )
+    answer = google_client.models.generate_content(
+        model="qwen3-vl",
+        contents="Hello",
+        config=types.GenerateContentConfig(
+            tools=[types.Tool(function_declarations=[declared])],
+            tool_config=types.ToolConfig(
+                function_calling_config=types.FunctionCallingConfig(
+                    mode=types.FunctionCallingConfigMode.ANY, allowed_function_names=["look_up"]
+                )
+            ),
+            automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
+            max_output_tokens=200,
+        ),
+    )
+    assert answer.function_calls
+    assert answer.function_calls[0].name == "look_up"
+    assert set(answer.function_calls[0].args or {}) >= {"code"}
+
+
+def test_google_shows_thoughts_and_logprobs(scripted: Served) -> None:
+    client = genai.Client(api_key=scripted.key, http_options=types.HttpOptions(base_url=scripted.url))
+    answer = client.models.generate_content(
+        model="qwen3-vl",
+        contents="think: It is two. then say: Two.",
+        config=types.GenerateContentConfig(
+            thinking_config=types.ThinkingConfig(include_thoughts=True), response_logprobs=True, logprobs=1
+        ),
+    )
+    assert answer.candidates is not None
+    content = answer.candidates[0].content
+    assert content is not None
+    assert [(part.text, part.thought) for part in content.parts or ()] == [("It is two.", True), ("Two.", None)]
+    assert answer.text == "Two."
+    assert answer.candidates[0].logprobs_result is not None
+    assert answer.usage_metadata is not None
+    assert answer.usage_metadata.thoughts_token_count == 5

@@ -13,6 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from qwen3vl_compat.demo import SAMPLE
+from qwen3vl_compat.engines.local import worker
 from qwen3vl_compat.engines.local.engine import LOST, LocalEngine
 from qwen3vl_compat.engines.local.job import Job
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
@@ -136,6 +137,57 @@ async def test_one_that_fails_fails_alone(engine: LocalEngine, monkeypatch: pyte
     assert [isinstance(each, EngineFailed) for each in outcomes] == [False, True, False, True]
     assert "boom" not in str(outcomes[1])
     await idle(engine)
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {0, 1}])
+async def test_choices_that_fail_touch_no_other_request(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    """When one choice of a request fails, its siblings lose their rows, which others may stand in by then."""
+    assert engine._worker is not None
+    alone = await outcome(engine, ask(engine, "Read the text.", picture=True))
+    inner = engine._worker.runner.decode
+
+    def fragile(sequences: Any) -> Any:
+        if any(each.tenant == "bad" and each.choice in failing for each in sequences):
+            raise ValueError("boom")
+        assert all(each.row is not None for each in sequences)
+        return inner(sequences)
+
+    monkeypatch.setattr(engine._worker.runner, "decode", fragile)
+    wanted = [ask(engine, "Read the text.", tenant=name, picture=True, choices=2) for name in ("a", "bad", "b")]
+    outcomes = await asyncio.gather(*(outcome(engine, each) for each in wanted))
+    assert isinstance(outcomes[1], EngineFailed)
+    for each in (outcomes[0], outcomes[2]):
+        assert isinstance(each, Completion)
+        assert isinstance(alone, Completion)
+        assert [choice.text for choice in each.choices] == [alone.choices[0].text] * 2
+    await idle(engine)
+    assert engine.alive
+
+
+async def test_no_memory_to_draw_sheds_and_goes_on(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, calls = worker.draw, list[int]()
+
+    def narrow(scores: Any, rows: Any) -> Any:
+        calls.append(len(rows))
+        if len(rows) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return whole(scores, rows)
+
+    monkeypatch.setattr(worker, "draw", narrow)
+    wanted = [ask(engine, tenant="a"), ask(engine, "x " * 300, tenant="large"), ask(engine, tenant="b")]
+    outcomes = await asyncio.gather(*(outcome(engine, each) for each in wanted))
+    assert max(calls) == 3
+    assert [isinstance(each, Overloaded) for each in outcomes] == [False, True, False]
+    await idle(engine)
+
+
+async def test_an_engine_that_has_failed_takes_no_more(engine: LocalEngine) -> None:
+    assert engine._worker is not None
+    engine._worker.abandon(EngineFailed("The engine failed."))
+    assert not engine.alive
+    assert isinstance(await outcome(engine, ask(engine)), Overloaded)
 
 
 async def test_no_memory_sheds_the_largest(engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:

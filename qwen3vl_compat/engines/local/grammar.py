@@ -15,7 +15,7 @@ LONGEST_STRING, MOST_ITEMS = 8_192, 1_024
 """Characters of a string and items of a list whose schema sets no bound. (A bound takes 3 KB for each character.)"""
 SPACE = r"(\n {0,16}| ?)"
 """White space between the parts of a JSON text: a blank, or a line break and an indent; no room to ramble."""
-LONGEST_SCHEMA, LONGEST_REGEX, MOST_CHOICES, LONGEST_CHOICE = 400_000, 16_000, 1_000, 2_000
+LONGEST_SCHEMA, LONGEST_REGEX, MOST_CHOICES, LONGEST_CHOICE = 200_000, 16_000, 1_000, 2_000
 """Characters, and choices."""
 
 _HEAD = "%llguidance {}\n"

@@ -83,7 +83,9 @@ class Grammars:
         return ready
 
     def _compile(self, grammar: Grammar, shortest: int) -> Ready:
-        return Ready(self.matching.compile(grammar.text), int(shortest * SLACK) + 8)
+        matcher = self.matching.compile(grammar.text)
+        self.matching.mask(matcher.deep_copy())  # the first takes longest, and what it learns serves all copies
+        return Ready(matcher, int(shortest * SLACK) + 8)
 
     async def _check(self, grammar: Grammar) -> _Verdict:
         try:
@@ -92,7 +94,9 @@ class Grammars:
         except TimeoutError:
             raise Overloaded("Too many new schemas are waiting to be checked.", retry_after=5) from None
         try:
-            child = self._child or await self._start()
+            child = self._child
+            if child is None or child.returncode is not None:
+                child = await self._start()
             self._child = None  # whatever goes wrong from here on, this child is used no more
             assert child.stdin is not None
             assert child.stdout is not None

@@ -13,8 +13,8 @@ from qwen3vl_compat.tokens import Vocabulary
 Bits = NDArray[np.uint32]
 FORCED = 64
 """Characters of a settled stretch that are cut into tokens at a time: of all of them it would cost quadratic time."""
-SLOW = 0.1
-"""Seconds a mask may take while a grammar is tried."""
+SLOW = 0.004
+"""Seconds a mask may take on average while a grammar is tried: all who are answered in the same steps wait for it."""
 LONGEST_WALK = 4_096
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=50_000,
@@ -91,29 +91,30 @@ class Matching:
 
     def walk(self, matcher: LLMatcher) -> int:
         """Try a grammar out; returns how many tokens its shortest text has, about. Raises TooComplex."""
-        shortest = self._try(matcher.deep_copy(), None, 1.0)
+        shortest = self._try(matcher.deep_copy(), None, 0.6)
         for seed in range(3):
             self._try(matcher.deep_copy(), np.random.default_rng(seed), 0.15)
         return shortest
 
     def _try(self, matcher: LLMatcher, rng: np.random.Generator | None, seconds: float) -> int:
-        until = time.monotonic() + seconds
+        """Take the shortest way, or one by chance, for so long; returns its tokens, LONGEST_WALK if it has no end."""
+        self.mask(matcher)  # the first takes longest, once
+        began = time.monotonic()
         for made in range(LONGEST_WALK):
-            began = time.monotonic()
             bits = self.mask(matcher)
-            now = time.monotonic()
+            spent = time.monotonic() - began
             if matcher.is_error():
                 raise TooComplex(_sentence(matcher.get_error()))
-            if now - began > SLOW and made:
+            if spent > SLOW * (made + 5):
                 raise TooComplex("it is too complex")
-            tokens = np.flatnonzero(
-                np.unpackbits((bits if rng else self.closing(bits)).view(np.uint8), bitorder="little")
-            )
+            if spent > seconds:
+                return LONGEST_WALK
+            allowed = bits if rng else self.closing(bits)
+            tokens = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), bitorder="little"))
             if not len(tokens):
                 raise TooComplex("no text can satisfy it")
             token = int(rng.choice(tokens) if rng else tokens[0])
-            ended = not matcher.consume_token(token)
-            if ended or matcher.is_stopped() or now > until:
+            if not matcher.consume_token(token) or matcher.is_stopped():
                 return made + 1
         return LONGEST_WALK
 
