@@ -73,12 +73,11 @@ class Asker:
         self._host, self._port, self._key, self._model = str(parts.hostname), parts.port or 80, key, model
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def ask(self, content: list[Body]) -> tuple[float, list[float]]:
-        """Seconds to the first token, and the seconds between tokens."""
-        body = json.dumps({
-            "model": self._model, "stream": True, "temperature": 0, "max_tokens": TOKENS,
-            "messages": [{"role": "user", "content": content}],
-        }).encode()  # fmt: skip
+    async def ask(self, content: list[Body], more: Body) -> tuple[float, list[float]]:
+        """Seconds to the first token, and the seconds between tokens; `more` goes into the request."""
+        asked = {"model": self._model, "stream": True, "temperature": 0, "max_tokens": TOKENS,
+                 "messages": [{"role": "user", "content": content}]}  # fmt: skip
+        body = json.dumps(asked | more).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self._host}:{self._port}\r\n"
             f"authorization: Bearer {self._key}\r\n"
@@ -101,15 +100,21 @@ class Asker:
             self._streams[1].close()
 
 
-async def loop(url: str, key: str, model: str, content: Callable[[int], list[Body]], at_once: int, count: int) -> Body:
-    """`count` requests by `at_once` clients; every answer has TOKENS tokens."""
+async def loop(
+    where: tuple[str, str, str],
+    content: Callable[[int], list[Body]],
+    at_once: int,
+    count: int,
+    more: Body | None = None,
+) -> Body:
+    """`count` requests by `at_once` clients to (url, key, model); every answer has TOKENS tokens."""
     numbers = iter(range(count))
     firsts, gaps = list[float](), list[float]()
 
     async def work() -> None:
-        asker = Asker(url, key, model)
+        asker = Asker(*where)
         for number in numbers:
-            first, between = await asker.ask(content(number + 1000 * at_once))
+            first, between = await asker.ask(content(number + 1000 * at_once), more or {})
             firsts.append(first)
             gaps.extend(between)
         asker.close()
@@ -193,11 +198,11 @@ def measure(name: str, checkpoint: Path, work: Path, runs: Runs) -> tuple[dict[s
         key = new_key(work) if own else "none"
         if own:
             wait_until_compiled(url)
-        model = "qwen3-vl" if own else str(checkpoint)
+        where = (url, key, "qwen3-vl" if own else str(checkpoint))
         for kind, content in workloads().items():
-            asyncio.run(loop(url, key, model, content, 1, 1))
+            asyncio.run(loop(where, content, 1, 1))
             for at_once, count in runs(own):
-                figures[f"{kind}, {at_once} at once"] = asyncio.run(loop(url, key, model, content, at_once, count))
+                figures[f"{kind}, {at_once} at once"] = asyncio.run(loop(where, content, at_once, count))
     return figures, command
 
 

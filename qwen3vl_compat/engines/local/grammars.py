@@ -4,6 +4,7 @@ A hostile schema or regex can take minutes, gigabytes or the whole process; ther
 """
 
 import asyncio
+import logging
 import os
 import resource
 import sys
@@ -21,6 +22,8 @@ from qwen3vl_compat.engines.local.grammar import Grammar
 from qwen3vl_compat.engines.local.matching import Matching, TooComplex
 from qwen3vl_compat.errors import InvalidRequest, Overloaded
 from qwen3vl_compat.tokens import Vocabulary
+
+log = logging.getLogger(__name__)
 
 SECONDS = 1.5
 """A grammar may take to be compiled and tried."""
@@ -67,20 +70,32 @@ class Grammars:
 
     async def prepare(self, grammar: Grammar) -> Ready:
         """The grammar, compiled; raises InvalidRequest that names its field."""
-        if (ready := self._kept.get(grammar.text)) is None:
-            verdict = await self._check(grammar)
-            if verdict.fault:
-                raise InvalidRequest(
-                    f"{grammar.param}: this cannot be kept to: {verdict.fault}",
-                    param=grammar.param or None,
-                    code="invalid_schema",
-                )
-            ready = await asyncio.to_thread(self._compile, grammar, verdict.shortest)
-            self._kept[grammar.text] = ready
+        ready = self._kept.get(grammar.text) or await self._make(grammar)
         self._kept.move_to_end(grammar.text)
         while len(self._kept) > KEPT or (len(self._kept) > 1 and sum(map(len, self._kept)) > KEPT_CHARACTERS):
             self._kept.popitem(last=False)
         return ready
+
+    async def _make(self, grammar: Grammar) -> Ready:
+        """One after the other, so that many who ask for the same at once wait for one."""
+        try:
+            async with asyncio.timeout(QUEUE):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise Overloaded("Too many new schemas are waiting to be checked.", retry_after=5) from None
+        try:
+            if (ready := self._kept.get(grammar.text)) is None:
+                verdict = await self._check(grammar)
+                if verdict.fault:
+                    raise InvalidRequest(
+                        f"{grammar.param}: this cannot be kept to: {verdict.fault}",
+                        param=grammar.param or None,
+                        code="invalid_schema",
+                    )
+                ready = self._kept[grammar.text] = await asyncio.to_thread(self._compile, grammar, verdict.shortest)
+            return ready
+        finally:
+            self._turn.release()
 
     def _compile(self, grammar: Grammar, shortest: int) -> Ready:
         matcher = self.matching.compile(grammar.text)
@@ -88,39 +103,31 @@ class Grammars:
         return Ready(matcher, int(shortest * SLACK) + 8)
 
     async def _check(self, grammar: Grammar) -> _Verdict:
+        child = self._child
+        if child is None or child.returncode is not None:
+            child = await self._start()
+        self._child = None  # whatever goes wrong from here on, this child is used no more
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
-            async with asyncio.timeout(QUEUE):
-                await self._turn.acquire()
-        except TimeoutError:
-            raise Overloaded("Too many new schemas are waiting to be checked.", retry_after=5) from None
-        try:
-            child = self._child
-            if child is None or child.returncode is not None:
-                child = await self._start()
-            self._child = None  # whatever goes wrong from here on, this child is used no more
-            assert child.stdin is not None
-            assert child.stdout is not None
-            try:
-                async with asyncio.timeout(SECONDS):
-                    child.stdin.write(msgspec.json.encode(grammar.text) + b"\n")
-                    await child.stdin.drain()
-                    line = await child.stdout.readline()
-                verdict = msgspec.json.decode(line, type=_Verdict)
-                self._child = child
-            except (TimeoutError, ConnectionError, msgspec.DecodeError):
-                return _Verdict("it is too complex")
-            finally:
-                if self._child is None:
-                    await _end(child)
-            return verdict
+            async with asyncio.timeout(SECONDS):
+                child.stdin.write(msgspec.json.encode(grammar.text) + b"\n")
+                await child.stdin.drain()
+                line = await child.stdout.readline()
+            verdict = msgspec.json.decode(line, type=_Verdict)
+            self._child = child
+        except (TimeoutError, ConnectionError, msgspec.DecodeError):
+            return _Verdict("it is too complex")
         finally:
-            self._turn.release()
+            if self._child is None:
+                await _end(child)
+        return verdict
 
     async def _start(self) -> asyncio.subprocess.Process:
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", __name__, str(self._folder), *map(str, self._end_ids),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, env=kept,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=kept,
         )  # fmt: skip
         assert child.stdout is not None
         ready = b""
@@ -131,6 +138,8 @@ class Grammars:
             if not ready:
                 await _end(child)
         if not ready:
+            said = (await child.stderr.read()).decode(errors="replace").strip() if child.stderr else ""
+            log.error("the process that checks schemas cannot start: %s", said.splitlines()[-1:] or "it says nothing")
             raise Overloaded("Schemas cannot be checked now.", retry_after=5)
         return child
 

@@ -15,6 +15,8 @@ FORCED = 64
 """Characters of a settled stretch that are cut into tokens at a time: of all of them it would cost quadratic time."""
 SLOW = 0.004
 """Seconds a mask may take on average while a grammar is tried: all who are answered in the same steps wait for it."""
+TRIED, STRAYED = 0.3, 0.04
+"""Seconds of computing for the shortest way through a grammar, and for each of three by chance."""
 LONGEST_WALK = 4_096
 LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=50_000,
@@ -32,10 +34,10 @@ class _Words:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, vocabulary: Vocabulary, end: int) -> None:
+    def __init__(self, vocabulary: Vocabulary, ends: list[int]) -> None:
         self._vocabulary = vocabulary
-        self.eos_token_id = end
-        self.tokens = [vocabulary.bytes_of(token) for token in range(vocabulary.size)]
+        self.eos_token_id = ends[0]
+        self.tokens = [vocabulary.bytes_of(token) for token in range(max(vocabulary.size, ends[-1] + 1))]
         self.special_token_ids = sorted(vocabulary.added.values())
 
     def __call__(self, text: str | bytes) -> list[int]:
@@ -48,13 +50,16 @@ class Matching:
 
     def __init__(self, vocabulary: Vocabulary, end_ids: Iterable[int]) -> None:
         ends = sorted(end_ids)
-        words = _Words(vocabulary, ends[0])
-        self._tokenizer = LLTokenizer(words, n_vocab=vocabulary.size, eos_token=ends)  # pyright: ignore[reportArgumentType]
-        self._words = -(-vocabulary.size // 32)
+        words = _Words(vocabulary, ends)
         spelt = words.tokens
+        self._tokenizer = LLTokenizer(words, n_vocab=len(spelt), eos_token=ends)  # pyright: ignore[reportArgumentType]
+        self._words = -(-len(spelt) // 32)
+
+        short = re.compile(rb'[\]}"]+|, ?|null|true|false|[0-9]{1,3}|[a-z]')
+        known = [(token, data) for token, data in enumerate(spelt) if short.fullmatch(data)]
 
         def spelling(pattern: bytes) -> Bits:
-            return self._bits(token for token, data in enumerate(spelt) if re.fullmatch(pattern, data))
+            return self._bits(token for token, data in known if re.fullmatch(pattern, data))
 
         self.ends = self._bits(ends)
         self._letters, closers, quotes = spelling(rb"[a-z]"), spelling(rb"[\]}]+"), spelling(rb'"[\]}"]*')
@@ -91,18 +96,18 @@ class Matching:
 
     def walk(self, matcher: LLMatcher) -> int:
         """Try a grammar out; returns how many tokens its shortest text has, about. Raises TooComplex."""
-        shortest = self._try(matcher.deep_copy(), None, 0.6)
+        shortest = self._try(matcher.deep_copy(), None, TRIED)
         for seed in range(3):
-            self._try(matcher.deep_copy(), np.random.default_rng(seed), 0.15)
+            self._try(matcher.deep_copy(), np.random.default_rng(seed), STRAYED)
         return shortest
 
     def _try(self, matcher: LLMatcher, rng: np.random.Generator | None, seconds: float) -> int:
         """Take the shortest way, or one by chance, for so long; returns its tokens, LONGEST_WALK if it has no end."""
         self.mask(matcher)  # the first takes longest, once
-        began = time.monotonic()
+        began = time.thread_time()
         for made in range(LONGEST_WALK):
             bits = self.mask(matcher)
-            spent = time.monotonic() - began
+            spent = time.thread_time() - began
             if matcher.is_error():
                 raise TooComplex(_sentence(matcher.get_error()))
             if spent > SLOW * (made + 5):

@@ -14,6 +14,7 @@ from transformers.image_transforms import normalize, rescale
 
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local import attention, gpu
+from qwen3vl_compat.engines.local.allocation import keep_freed_memory
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint
 from qwen3vl_compat.engines.local.compiling import Compiled, Recipe
@@ -41,6 +42,8 @@ class Runner:
         if cuda and not torch.cuda.is_available():
             raise EngineUnusable("The settings ask for a CUDA device and this machine shows none.")
         self.device = torch.device("cuda" if cuda else "cpu")
+        if not cuda:
+            keep_freed_memory()
         self._spec = checkpoint.spec
         self._model = _load(checkpoint, settings, cuda)
         attention.register(self._model)

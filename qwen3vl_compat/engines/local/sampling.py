@@ -59,19 +59,22 @@ class Seen:
 
     def __init__(self, prompt: Items[int]) -> None:
         self._places = {token: place for place, token in enumerate(dict.fromkeys(prompt))}
-        self._ids, self._counts = list(self._places), [0] * len(self._places)
+        room = len(self._places) + 64
+        self._ids, self._counts = np.zeros(room, dtype=np.int64), np.zeros(room, dtype=np.float32)
+        self._ids[: len(self._places)] = list(self._places)
 
     def add(self, token: int) -> None:
         """Count a token of the answer."""
-        place = self._places.setdefault(token, len(self._ids))
+        place = self._places.setdefault(token, len(self._places))
         if place == len(self._ids):
-            self._ids.append(token)
-            self._counts.append(0)
+            self._ids = np.concatenate([self._ids, np.zeros_like(self._ids)])
+            self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
+        self._ids[place] = token
         self._counts[place] += 1
 
     def arrays(self) -> tuple[Ids, NDArray[np.float32]]:
-        """Ids and counts."""
-        return np.array(self._ids, dtype=np.int64), np.array(self._counts, dtype=np.float32)
+        """Ids and counts; valid until the next token."""
+        return self._ids[: len(self._places)], self._counts[: len(self._places)]
 
 
 class Row(Struct, frozen=True):
@@ -114,29 +117,43 @@ def draw(scores: Scores, rows: Items[Row]) -> list[Drawn]:
     tokens: list[int | None] = [likeliest[row.row] if row.forced is None else row.forced for row in rows]
     worked = [place for place, row in enumerate(rows) if row.forced is None and not row.plain]
     if worked:
-        picked = _pick(logits[[rows[place].row for place in worked]].float(), [rows[place] for place in worked])
+        picked = _pick(_padded(logits, [rows[place].row for place in worked]), [rows[place] for place in worked])
         for place, token in zip(worked, picked, strict=True):
             tokens[place] = token
     drawn = [Drawn(token, likeliest[row.row]) for token, row in zip(tokens, rows, strict=True)]
     asked = [place for place, row in enumerate(rows) if row.chooser.logprobs is not None and tokens[place] is not None]
     if asked:
-        told = _logprobs(logits[[rows[place].row for place in asked]].float(), [rows[place] for place in asked],
+        told = _logprobs(_padded(logits, [rows[place].row for place in asked]), [rows[place] for place in asked],
                          [tokens[place] or 0 for place in asked])  # fmt: skip
         for place, (logprob, top) in zip(asked, told, strict=True):
             drawn[place] = replace(drawn[place], logprob=logprob, top=top)
     return drawn
 
 
+def _padded(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """These rows in float32, a copy, lengthened to whole chunks by tokens that never come."""
+    size = logits.shape[1]
+    made = torch.empty(len(places), -(-size // CHUNK) * CHUNK, dtype=torch.float32, device=logits.device)
+    made[:, size:] = NEVER
+    made[:, :size] = _at(logits, places)
+    return made
+
+
+def _at(values: torch.Tensor, places: list[int]) -> torch.Tensor:
+    """These rows; no copy where they are all."""
+    return values if places == list(range(len(values))) else values[places]
+
+
 def _pick(logits: torch.Tensor, rows: Items[Row]) -> list[int | None]:
-    """Tokens from logits [rows, vocabulary] in float32, which are changed."""
+    """Tokens from logits [rows, whole chunks] in float32, which are changed."""
     _add_biases(logits, rows)
     _penalise(logits, rows)
     _mask(logits, rows)
     tokens = argmax(logits)
+    reached = logits.gather(1, tokens[:, None])[:, 0].tolist()
     drawn = [place for place, row in enumerate(rows) if not row.chooser.greedy]
     if drawn:
-        tokens[drawn] = _sample(logits[drawn], [rows[place] for place in drawn])
-    reached = logits.gather(1, tokens[:, None])[:, 0].tolist()
+        tokens[drawn] = _sample(_at(logits, drawn), [rows[place] for place in drawn])
     return [token if logit > NEVER / 2 else None for token, logit in zip(tokens.tolist(), reached, strict=True)]
 
 
@@ -156,36 +173,35 @@ def _add_biases(logits: torch.Tensor, rows: Items[Row]) -> None:
 
 def _penalise(logits: torch.Tensor, rows: Items[Row]) -> None:
     """Only at the tokens that were seen."""
-    seen = [(place, row) for place, row in enumerate(rows) if row.chooser.counts and row.seen is not None]
+    seen = [
+        (place, row.chooser, row.seen.arrays()) for place, row in enumerate(rows) if row.chooser.counts and row.seen
+    ]
     if not seen:
         return
-    arrays = [row.seen.arrays() for _, row in seen if row.seen is not None]
-    lengths = [len(ids) for ids, _ in arrays]
+    lengths = [len(ids) for _, _, (ids, _) in seen]
 
     def spread(values: Items[float]) -> torch.Tensor:
-        return torch.from_numpy(np.repeat(np.array(values), lengths)).to(logits.device)
+        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float32), lengths)).to(logits.device)
 
-    places = spread([place for place, _ in seen])
-    ids = torch.from_numpy(np.concatenate([ids for ids, _ in arrays])).to(logits.device)
-    counts = torch.from_numpy(np.concatenate([counts for _, counts in arrays])).to(logits.device)
-    repetition = spread([row.chooser.repetition for _, row in seen]).float()
-    frequency = spread([row.chooser.frequency for _, row in seen]).float()
-    presence = spread([row.chooser.presence for _, row in seen]).float()
-    values = logits[places, ids]
+    places = np.concatenate([ids + place * logits.shape[1] for place, _, (ids, _) in seen])
+    at = torch.from_numpy(places).to(logits.device)
+    counts = torch.from_numpy(np.concatenate([counts for _, _, (_, counts) in seen])).to(logits.device)
+    repetition = spread([chooser.repetition for _, chooser, _ in seen])
+    frequency = spread([chooser.frequency for _, chooser, _ in seen])
+    presence = spread([chooser.presence for _, chooser, _ in seen])
+    values = logits.take(at)
     values = torch.where(values < 0, values * repetition, values / repetition)
-    logits[places, ids] = values - frequency * counts - presence * (counts > 0)
+    logits.put_(at, values - frequency * counts - presence * (counts > 0))
 
 
 def _mask(logits: torch.Tensor, rows: Items[Row]) -> None:
-    size = logits.shape[1]
     if any(row.allowed is not None for row in rows):
-        words = -(-size // 32)
-        blocked = np.zeros((len(rows), words), dtype=np.uint32)
+        blocked = np.zeros((len(rows), logits.shape[1] // 32), dtype=np.uint32)
         for place, row in enumerate(rows):
             if row.allowed is not None:
-                blocked[place, : len(row.allowed)] = ~row.allowed[:words]
-                blocked[place, len(row.allowed) :] = 0xFFFFFFFF
-        bits = np.unpackbits(blocked.view(np.uint8), axis=-1, bitorder="little")[:, :size]
+                blocked[place] = 0xFFFFFFFF
+                np.invert(row.allowed, out=blocked[place, : len(row.allowed)])
+        bits = np.unpackbits(blocked.view(np.uint8), axis=-1, bitorder="little")
         # Arithmetic: filling by a mask takes twenty times as long on a CPU where the mask is irregular.
         torch.add(logits, torch.from_numpy(bits).to(logits.device), alpha=NEVER, out=logits)
     banned = [(place, token) for place, row in enumerate(rows) for token in row.banned]
@@ -195,37 +211,38 @@ def _mask(logits: torch.Tensor, rows: Items[Row]) -> None:
 
 
 def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
-    """Tokens [rows] drawn from logits [rows, vocabulary]."""
-    device = logits.device
+    """Tokens [rows] drawn from logits [rows, whole chunks], which are changed."""
+    device, size = logits.device, logits.shape[1]
 
     def each(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
 
-    size = logits.shape[1]
-    heat = each([row.chooser.temperature for row in rows])
-    scaled = logits / heat.float()
-    top = scaled.amax(-1, keepdim=True)
-    weights = (scaled - top).exp()
+    scaled = logits.div_(each([row.chooser.temperature for row in rows]).float())
+    top = _chunks(scaled).amax(-1).amax(-1, keepdim=True)
     tops = each([row.chooser.top_k or size for row in rows])
     share, least = each([row.chooser.top_p for row in rows]), each([row.chooser.min_p for row in rows])
     chance = uniform([row.chooser.seed for row in rows], [row.chooser.choice for row in rows],
                      [row.position for row in rows]).to(device)[:, None]  # fmt: skip
-    whole = [place for place, row in enumerate(rows) if row.chooser.top_p >= 1 and not row.chooser.top_k]
-    pending = [place for place in range(len(rows)) if place not in set(whole)]
+    summed = [place for place, row in enumerate(rows) if not row.chooser.top_k]
+    total = torch.ones(len(rows), 1, dtype=torch.float64, device=device)
     tokens = torch.zeros(len(rows), dtype=torch.long, device=device)
-    if whole:
-        kept = weights[whole]
-        kept = torch.where(kept >= least[whole], kept, 0.0)
-        tokens[whole] = _from_all(kept, chance[whole])
+    if summed:
+        weights = _at(scaled, summed).sub(top[summed]).exp_()
+        total[summed] = _chunks(weights).sum(-1).double().sum(-1, keepdim=True)
+        whole = [place for place, at in enumerate(summed) if rows[at].chooser.top_p >= 1]
+        if whole:
+            at = [summed[place] for place in whole]
+            tokens[at] = _from_all(_at(weights, whole), least[at], chance[at])
+    pending = [place for place, row in enumerate(rows) if row.chooser.top_k or row.chooser.top_p < 1]
     for count in (*CANDIDATES, size):
         if not pending:
             break
         at, count = pending, min(count, size)
-        values, ids = _ranked(scaled[at], count)
+        values, ids = _ranked(_at(scaled, at), count)
         shares = (values - top[at]).exp().double()
         kept = torch.arange(count, device=device) < tops[at]
-        total = torch.where(tops[at] < size, (shares * kept).sum(-1, keepdim=True), _total(weights[at]))
-        kept &= shares.cumsum(-1) - shares < share[at] * total
+        sums = torch.where(tops[at] < size, (shares * kept).sum(-1, keepdim=True), total[at])
+        kept &= shares.cumsum(-1) - shares < share[at] * sums
         kept[:, 0] = True
         used = kept.sum(-1, keepdim=True)
         # What lies outside the candidates may still belong inside, or be as likely as the last one that does.
@@ -238,25 +255,32 @@ def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
     return tokens
 
 
+def _chunks(values: torch.Tensor) -> torch.Tensor:
+    return values.view(len(values), -1, CHUNK)
+
+
 def _ranked(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest values and their places, in order; of equal ones the first place comes first."""
-    values, ids = values.topk(count)
+    """The largest values and their places, in order; of equal ones the first place comes first.
+
+    They stand in the chunks whose own largest are the largest. Which of several equal ones are the last is open.
+    """
+    chunks = _chunks(values)
+    if 2 * count <= chunks.shape[1]:
+        chosen = chunks.amax(-1).topk(count).indices
+        near = chunks.gather(1, chosen[..., None].expand(-1, -1, CHUNK))
+        found, at = near.flatten(1).topk(count)
+        ids = chosen.gather(1, at // CHUNK) * CHUNK + at % CHUNK
+    else:
+        found, ids = values.topk(count)
     ids, order = ids.sort()
-    values, order = values.gather(1, order).sort(descending=True, stable=True)
-    return values, ids.gather(1, order)
+    found, order = found.gather(1, order).sort(descending=True, stable=True)
+    return found, ids.gather(1, order)
 
 
-def _chunks(weights: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(weights, (0, -weights.shape[1] % CHUNK)).view(len(weights), -1, CHUNK)
-
-
-def _total(weights: torch.Tensor) -> torch.Tensor:
-    """Sums [rows, 1], each added up in one order whatever the other rows."""
-    return _chunks(weights).sum(-1).double().sum(-1, keepdim=True)
-
-
-def _from_all(weights: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
-    """Places drawn in proportion to weights [rows, vocabulary] by chances [rows, 1] in 0..1, never one of weight 0."""
+def _from_all(weights: torch.Tensor, least: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+    """Places drawn in proportion to those weights [rows, whole chunks] that are at least `least`."""
+    if least.any():
+        weights = torch.where(weights >= least.float(), weights, 0.0)
     chunks = _chunks(weights)
     sums = chunks.sum(-1).double()
     ends = sums.cumsum(-1)
@@ -286,9 +310,13 @@ def _logprobs(
     logits: torch.Tensor, rows: Items[Row], tokens: Items[int]
 ) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
     """ln(share) of each row's token, and (token, ln(share)) of the likeliest, as many as it asks for."""
-    logprobs = logits - logits.logsumexp(-1, keepdim=True)
-    chosen = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    top = _chunks(logits).amax(-1).amax(-1, keepdim=True)
+    total = top + _chunks((logits - top).exp_()).sum(-1).sum(-1, keepdim=True).log()
+    at = torch.tensor(tokens, device=logits.device)[:, None]
+    chosen = (logits.gather(1, at) - total)[:, 0].tolist()
     most = max(row.chooser.logprobs or 0 for row in rows)
-    values, ids = _ranked(logprobs, most) if most else (logprobs[:, :0], logprobs[:, :0].long())
-    tops = [list(zip(*each, strict=True)) for each in zip(ids.tolist(), values.tolist(), strict=True)]
+    if not most:
+        return [(logprob, ()) for logprob in chosen]
+    values, ids = _ranked(logits, most)
+    tops = [list(zip(*each, strict=True)) for each in zip(ids.tolist(), (values - total).tolist(), strict=True)]
     return [(logprob, tuple(top[: row.chooser.logprobs])) for row, logprob, top in zip(rows, chosen, tops, strict=True)]
