@@ -4,6 +4,8 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,47 @@ async def test_what_was_compiled_once_is_there_at_the_next_start(cache: Path, mo
     await other.close()
 
 
+async def test_other_threads_go_on_during_a_compiled_step(cache: Path) -> None:
+    runner = Runner(read_checkpoint(str(MODEL), ""), ModelSettings(device="cpu", max_rows=6))
+    (folder,) = (cache / "compiled").iterdir()
+    step = compiling.Compiled(folder, runner.decoder(runner.memory))
+    inputs, ticks, stop = compiling.example(6, 2000, runner.memory.layers), list[float](), threading.Event()  # type: ignore[attr-defined]
+
+    def tick() -> None:
+        while not stop.wait(0.0005):
+            ticks.append(time.monotonic())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    inside = 0
+    for _ in range(50):
+        began = time.monotonic()
+        step(*inputs)
+        inside += any(began < at < time.monotonic() for at in ticks[-20:])
+    stop.set()
+    thread.join()
+    assert inside > 10
+
+
+async def test_a_damaged_step_is_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = (cache / "compiled").iterdir()
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damaged = next(folder.glob("one.*.so"))
+    damaged.unlink()  # the library in use stays as it is
+    damaged.write_bytes(whole[damaged.name][: len(whole[damaged.name]) // 2])
+
+    def restored(self: Compiler, made: Path) -> bool:
+        made.mkdir()
+        for name, content in whole.items():
+            (made / name).write_bytes(content)
+        return True
+
+    monkeypatch.setattr(Compiler, "_compile", restored)
+    engine = await engine_with(cache)
+    assert await compiled(engine)
+    await engine.close()
+
+
 async def test_a_compiled_step_that_says_something_else_is_not_used(
     cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -89,10 +132,12 @@ async def test_a_compiled_step_that_says_something_else_is_not_used(
         return inner(self, *inputs[:3], mask, *inputs[4:])
 
     monkeypatch.setattr(compiling.Compiled, "__call__", wrong)
+    monkeypatch.setattr(compiling, "_has_compiler", lambda: False)
     engine = await engine_with(cache)
     assert not await compiled(engine)
     assert "logits are others" in caplog.text
     await engine.close()
+    assert not list((cache / "compiled").iterdir()), "what is of no use is made again"
 
 
 async def test_without_a_compiler_the_engine_says_so(
@@ -113,9 +158,9 @@ async def test_without_a_compiler_the_engine_says_so(
 def test_a_model_that_cannot_be_compiled_is_told_in_a_line(
     more: dict[str, str], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[Path | None] = []
-    Compiler(replace(RECIPE, **more), tmp_path, told.append)._work()
-    assert told == [None]
+    told: list[bool] = []
+    Compiler(replace(RECIPE, **more), tmp_path, lambda _: True, told.append)._work()
+    assert told == [False]
     assert reason in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -153,7 +198,7 @@ def test_only_the_steps_used_last_are_kept(tmp_path: Path) -> None:
         (tmp_path / str(number)).mkdir()
         os.utime(tmp_path / str(number), (number, number))
     (tmp_path / "work-of-another").mkdir()
-    Compiler(RECIPE, tmp_path, lambda _: None)._prune()
+    Compiler(RECIPE, tmp_path, lambda _: True, lambda _: None)._prune()
     kept = {path.name for path in tmp_path.iterdir()}
     assert kept == {"work-of-another", *map(str, range(3, compiling.KEPT + 3))}
 
@@ -162,14 +207,14 @@ def test_two_servers_may_compile_the_same_step(tmp_path: Path, monkeypatch: pyte
     folder = tmp_path / RECIPE.name()
 
     def faster(_: Compiler, made: Path, work: Path) -> None:
-        (made / "one.pt2").touch()
+        (made / "one.so").touch()
         folder.mkdir()
-        (folder / "one.pt2").touch()
+        (folder / "one.so").touch()
 
     monkeypatch.setattr(Compiler, "_run_child", faster)
-    told: list[Path | None] = []
-    Compiler(RECIPE, tmp_path, told.append)._work()
-    assert told == [folder]
+    offered: list[Path] = []
+    Compiler(RECIPE, tmp_path, lambda each: offered.append(each) or True, lambda _: None)._work()
+    assert offered == [folder]
     assert list(tmp_path.iterdir()) == [folder]
 
 

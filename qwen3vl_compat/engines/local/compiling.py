@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.export import Dim
 from qwen3vl_compat.engines.local import attention, decoding, packed, slots
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.decoding import Decoding, Scores
+from qwen3vl_compat.engines.local.library import Library
 from qwen3vl_compat.engines.local.memory import Shape
 
 log = logging.getLogger(__name__)
@@ -83,11 +85,33 @@ class Recipe(msgspec.Struct, frozen=True):
             shapes = ({0: many}, {1: many}, ({0: many}, {0: many, 3: window}, *[None for _ in memory]))
             with torch.no_grad():
                 exported = torch.export.export(step, tuple(inputs), dynamic_shapes=shapes, strict=False)
-                torch._inductor.aoti_compile_and_package(  # pyright: ignore[reportPrivateUsage]
+                package = torch._inductor.aoti_compile_and_package(  # pyright: ignore[reportPrivateUsage]
                     exported,
                     package_path=str(folder / f"{name}.pt2"),
                     inductor_configs={"aot_inductor.package_constants_in_so": False},
                 )
+            _unpack(Path(package), folder, name)
+
+
+def _unpack(package: Path, folder: Path, name: str) -> None:
+    """Keep of a package, which is a zip archive, the shared library only, with its digest in its name."""
+    with zipfile.ZipFile(package) as archive:
+        (inside,) = (each for each in archive.namelist() if each.endswith(".so"))
+        content = archive.read(inside)
+    (folder / f"{name}.{_digest(content)}.so").write_bytes(content)
+    package.unlink()
+
+
+def _whole(folder: Path, name: str) -> Path:
+    """The library of that name; one that is not as it was written would end this process. OSError if there is none."""
+    for path in folder.glob(f"{name}.*.so"):
+        if path.suffixes[0] == f".{_digest(path.read_bytes())}":
+            return path
+    raise OSError(f"there is no whole library '{name}' in {folder}")
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def example(rows: int, past: int, memory: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -104,17 +128,11 @@ class Compiled:
 
     def __init__(self, folder: Path, step: Decoding) -> None:
         self._weights = step.weights()  # the libraries only borrow them
-        self._one, self._many = (self._load(folder / f"{name}.pt2") for name in ROWS)
-
-    def _load(self, path: Path) -> Any:
-        model = torch._inductor.aoti_load_package(str(path))  # pyright: ignore[reportPrivateUsage]
-        named = {name: self._weights[name] for name in model.get_constant_fqns()}
-        model.load_constants(named, check_full_update=True, user_managed=True)
-        return model.loader
+        self._one, self._many = (Library(_whole(folder, name), self._weights) for name in ROWS)
 
     def __call__(self, ids: torch.Tensor, *rest: torch.Tensor) -> Scores:
         """See Decoding."""
-        logits, best = (self._one if len(ids) == 1 else self._many).boxed_run([ids, *rest])
+        logits, best = (self._one if len(ids) == 1 else self._many)([ids, *rest])
         return logits, best
 
     @torch.inference_mode()
@@ -134,11 +152,14 @@ class Compiled:
 class Compiler:
     """Gets the compiled steps, from disk or from a child process, in a thread of its own.
 
-    `done` is called from there, once: with the folder they are in, or with None where there are none.
+    `adopt` is called from there with the folder they are in and says whether they are of use; what was found on disk
+    and is not, is made once more. `done` is called last, once, with whether any were adopted.
     """
 
-    def __init__(self, recipe: Recipe, cache: Path, done: Callable[[Path | None], None]) -> None:
-        self._recipe, self._cache, self._done = recipe, cache, done
+    def __init__(
+        self, recipe: Recipe, cache: Path, adopt: Callable[[Path], bool], done: Callable[[bool], None]
+    ) -> None:
+        self._recipe, self._cache, self._adopt, self._done = recipe, cache, adopt, done
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="compiler", daemon=True)
@@ -155,15 +176,27 @@ class Compiler:
         self._thread.join(5)
 
     def _work(self) -> None:
+        folder, adopted = self._cache / self._recipe.name(), False
         try:
-            folder = self._cache / self._recipe.name()
-            found = folder.exists() or self._compile(folder)
-            if found:
-                os.utime(folder)
-            self._done(folder if found else None)
+            found = folder.exists()
+            adopted = self._offer(folder)
+            if found and not adopted and not self._closed:
+                shutil.rmtree(folder, ignore_errors=True)
+                adopted = self._offer(folder)
         except Exception:
             log.warning("decoding stays uncompiled", exc_info=True)
-            self._done(None)
+        finally:
+            self._done(adopted)
+
+    def _offer(self, folder: Path) -> bool:
+        if not (folder.exists() or self._compile(folder)):
+            return False
+        os.utime(folder)
+        try:
+            return self._adopt(folder)
+        except (OSError, RuntimeError, AttributeError, LookupError):
+            log.warning("the compiled step in %s cannot be loaded", folder, exc_info=True)
+            return False
 
     def _compile(self, folder: Path) -> bool:
         if not _has_compiler():
@@ -194,7 +227,7 @@ class Compiler:
         alone = {"TORCHINDUCTOR_COMPILE_THREADS": "1", "OMP_NUM_THREADS": "1"}
         here = {"TMPDIR": str(work), "TORCHINDUCTOR_CACHE_DIR": str(work)}
         with (work / "said").open("wb") as sink:
-            command = [sys.executable, "-m", __name__, str(made)]
+            command = [sys.executable, "-P", "-m", __name__, str(made)]
             self._child = child = subprocess.Popen(  # noqa: S603 - our own module
                 command, env=os.environ | alone | here, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sink
             )

@@ -108,16 +108,13 @@ class LocalEngine:
         )  # fmt: skip
         if self._settings.compile and (recipe := runner.recipe()):
             self._worker.metrics.compiling = True
-            self._compiler = Compiler(recipe, self._cache, self._compiled)
+            self._compiler = Compiler(recipe, self._cache, self._worker.runner.adopt, self._compiled)
             self._compiler.start()
 
-    def _compiled(self, folder: Path | None) -> None:
-        """Called once from the compiler's thread, with what it made."""
+    def _compiled(self, adopted: bool) -> None:
+        """Called once, from the compiler's thread."""
         assert self._worker is not None
-        metrics = self._worker.metrics
-        if folder is not None:
-            metrics.compiled = self._worker.runner.adopt(folder)
-        metrics.compiling = False
+        self._worker.metrics.compiled, self._worker.metrics.compiling = adopted, False
 
     async def close(self) -> None:
         """End the thread after the step it is in."""

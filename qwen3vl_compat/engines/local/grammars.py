@@ -126,7 +126,7 @@ class Grammars:
     async def _start(self) -> asyncio.subprocess.Process:
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, str(self._folder), *map(str, self._end_ids),
+            sys.executable, "-P", "-m", __name__, str(self._folder), *map(str, self._end_ids),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=kept,
         )  # fmt: skip
         assert child.stdout is not None

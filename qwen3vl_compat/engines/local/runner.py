@@ -35,7 +35,10 @@ NOTHING: Scores = torch.empty(0), torch.empty(0)
 
 
 class Runner:
-    """The model on its device, its KV memory and its pictures. Only the one thread that owns them calls it."""
+    """The model on its device, its KV memory and its pictures. Only the one thread that owns them calls it.
+
+    All but `adopt`, which reads the weights beside it.
+    """
 
     def __init__(self, checkpoint: Checkpoint, settings: ModelSettings) -> None:
         cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
