@@ -1,4 +1,4 @@
-"""The peers' own virtual environments: `python -m benchmarks.peers transformers` makes .build/peers/transformers.
+"""The peers, apart from this project: `python -m benchmarks.peers transformers` (or xgrammar) makes .build/peers/NAME.
 
 `transformers serve` needs torchvision for a vision-language model's processor. Where only a CPU build of torch is at
 hand, there is none of torchvision: it is installed without its dependencies, and two of its files are emptied of what
@@ -48,5 +48,11 @@ def transformers() -> None:
     (where / "io" / "image.py").write_text(_DECODE)
 
 
+def xgrammar() -> None:
+    """The library alone: what it brings along for GPUs is left out."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(PEERS / "xgrammar")]
+    subprocess.run([*pip, "xgrammar", "apache-tvm-ffi"], check=True)
+
+
 if __name__ == "__main__":
-    {"transformers": transformers}[sys.argv[1]]()
+    {"transformers": transformers, "xgrammar": xgrammar}[sys.argv[1]]()

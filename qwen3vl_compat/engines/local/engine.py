@@ -18,7 +18,7 @@ from qwen3vl_compat.engines.local.answer import Answer
 from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
 from qwen3vl_compat.engines.local.compiling import Compiler
 from qwen3vl_compat.engines.local.dialect import Dialect, Tags
-from qwen3vl_compat.engines.local.grammar import answer_grammar, call_grammar
+from qwen3vl_compat.engines.local.grammar import grammars_of
 from qwen3vl_compat.engines.local.grammars import Grammars
 from qwen3vl_compat.engines.local.guide import Rules
 from qwen3vl_compat.engines.local.job import Job
@@ -166,8 +166,9 @@ class LocalEngine:
     async def _rules(self, request: Request, limit: int) -> Rules:
         """What holds for all choices; compiles the grammars that takes."""
         asked, own = request.sampling, self.checkpoint
-        answer = answer_grammar(request, self._tags)
-        call = call_grammar(request, self._tags) if answer is None else None
+        answer = call = None
+        if request.tools or request.format.kind != "text":
+            answer, call = await asyncio.to_thread(grammars_of, request, self._tags)
         bound = answer is not None or call is not None
         thought = self._tags.end_think
         return Rules(

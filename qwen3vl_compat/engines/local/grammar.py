@@ -29,6 +29,12 @@ class Grammar:
         self.text, self.param = _HEAD + text, param
 
 
+def grammars_of(request: Request, tags: Tags) -> tuple[Grammar | None, Grammar | None]:
+    """The grammar of the whole answer, or else that of the calls in it, as far as there is any."""
+    answer = answer_grammar(request, tags)
+    return answer, call_grammar(request, tags) if answer is None else None
+
+
 def answer_grammar(request: Request, tags: Tags) -> Grammar | None:
     """The grammar of the whole visible answer, if it is bound to one."""
     tools = _callable(request, tags)

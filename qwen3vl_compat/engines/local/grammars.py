@@ -1,12 +1,13 @@
 """Grammars that are known to be harmless: each new one is compiled and tried in a child process first.
 
-A hostile schema or regex can take minutes, gigabytes or the whole process; there it takes SECONDS and the child's life.
+A hostile schema or regex can take minutes, gigabytes or the whole process; there it takes COMPUTING and a child's life.
 """
 
 import asyncio
 import logging
 import os
 import resource
+import signal
 import sys
 import threading
 from collections import OrderedDict
@@ -25,14 +26,18 @@ from qwen3vl_compat.tokens import Vocabulary
 
 log = logging.getLogger(__name__)
 
-SECONDS = 1.5
-"""A grammar may take to be compiled and tried."""
+COMPUTING = 0.4
+"""Seconds of a processor that a grammar may take to be compiled and tried, whatever else the machine is doing."""
+SECONDS = 8.0
+"""Seconds on the clock after which the machine, not the grammar, is held to be at fault."""
 START = 30.0
 """Seconds the child may take to start."""
-QUEUE = 5.0
+QUEUE = 10.0
 """Seconds a request waits for its turn with the child."""
 MEMORY = 2 * 2**30
 """Bytes of memory the child may take on top of its vocabulary."""
+CHILD = f"import os; os.nice(5); from {__name__} import main; main()"
+"""Its program: on a full machine it has a quarter of a core, from its beginning."""
 KEPT, KEPT_CHARACTERS = 64, 2_000_000
 """Compiled grammars that are kept, and characters of their texts."""
 SLACK = 1.25
@@ -116,7 +121,9 @@ class Grammars:
                 line = await child.stdout.readline()
             verdict = msgspec.json.decode(line, type=_Verdict)
             self._child = child
-        except (TimeoutError, ConnectionError, msgspec.DecodeError):
+        except TimeoutError:
+            raise Overloaded("Schemas cannot be checked now.", retry_after=5) from None
+        except (ConnectionError, msgspec.DecodeError):
             return _Verdict("it is too complex")
         finally:
             if self._child is None:
@@ -126,7 +133,7 @@ class Grammars:
     async def _start(self) -> asyncio.subprocess.Process:
         kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", __name__, str(self._folder), *map(str, self._end_ids),
+            sys.executable, "-P", "-c", CHILD, str(self._folder), *map(str, self._end_ids),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=kept,
         )  # fmt: skip
         assert child.stdout is not None
@@ -158,7 +165,6 @@ async def _end(child: asyncio.subprocess.Process) -> None:
 
 def main() -> None:
     """The child: a checkpoint's folder and end ids on the command line, a grammar a line in, a verdict a line out."""
-    os.nice(5)
     folder, *ends = sys.argv[1:]
     matching = Matching(Vocabulary.load(Path(folder)), map(int, ends))
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -177,10 +183,8 @@ def main() -> None:
     sys.stdout.buffer.write(b"ready\n")
     sys.stdout.buffer.flush()
     for line in sys.stdin.buffer:
+        signal.setitimer(signal.ITIMER_PROF, COMPUTING)  # whose signal ends this process
         worker = threading.Thread(target=answer, args=(line,))
         worker.start()
         worker.join()
-
-
-if __name__ == "__main__":
-    main()
+        signal.setitimer(signal.ITIMER_PROF, 0)

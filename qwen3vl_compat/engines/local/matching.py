@@ -15,7 +15,7 @@ FORCED = 64
 """Characters of a settled stretch that are cut into tokens at a time: of all of them it would cost quadratic time."""
 SLOW = 0.004
 """Seconds a mask may take on average while a grammar is tried: all who are answered in the same steps wait for it."""
-TRIED, STRAYED = 0.3, 0.04
+TRIED, STRAYED = 0.1, 0.02
 """Seconds of computing for the shortest way through a grammar, and for each of three by chance."""
 LONGEST_WALK = 4_096
 LIMITS = LLParserLimits(
