@@ -47,7 +47,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     path: str = ""
     """A checkpoint folder or hub name; empty is the bundled demonstration model."""
-    name: str = "qwen3-vl"
+    name: Annotated[str, Meta(min_length=1, max_length=200)] = "qwen3-vl"
     revision: str = ""
     engine: str = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -11,7 +11,7 @@ from litestar import Response, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
-from qwen3vl_compat.errors import NotFound
+from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, counted, streamed_answer, whole_answer
@@ -51,7 +51,10 @@ async def call_model(
 
 
 async def _streamed(service: Service, exchange: Exchange, asked: Request, http: "HttpRequest[Any, Any, Any]") -> Any:
-    array = exchange.query.get("alt", [""])[0] != "sse"
+    form = exchange.query.get("alt", ["json"])[0]
+    if form not in ("json", "sse"):
+        raise InvalidRequest("alt: must be json or sse", param="alt")
+    array = form == "json"
 
     def encode(request: Request, events: Events) -> AsyncGenerator[bytes, None]:
         return generate_content.encode_stream(request, events, array=array)

@@ -30,4 +30,5 @@ async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
     """The engine's figures in Prometheus' text form."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(service.engine)  # pyright: ignore[reportArgumentType]
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    form, _, _ = CONTENT_TYPE_LATEST.partition("; charset")  # which is added to it
+    return Response(generate_latest(registry), media_type=form)

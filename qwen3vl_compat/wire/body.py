@@ -174,7 +174,7 @@ def convert(value: Any, form: type[T], path: str, *, strict: bool = True) -> T:
 def within(value: float | None, low: float, high: float, param: str) -> None:
     """Refuse a number outside low..high."""
     if value is not None and not low <= value <= high:
-        raise InvalidRequest(f"{param}: must be between {low:g} and {high:g}", param=param)
+        raise InvalidRequest(f"{param}: must be between {low} and {high}", param=param)
 
 
 _URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")

@@ -266,6 +266,7 @@ ROWS = [
     Row("native no picture", blob("aGVsbG8gd29ybGQ="), path=NATIVE, param=DATA),
     Row("native video", blob("aGk=", "video/mp4"), path=NATIVE, param="contents[0].parts[0].inlineData.mimeType"),
     Row("native file", native(contents=[{"parts": [{"fileData": {"fileUri": "http://127.0.0.1/"}}]}]), path=NATIVE),
+    Row("native alt", native(), path="/v1beta/models/qwen3-vl:streamGenerateContent?alt=xml", param="alt"),
     Row("native model", native(), 404, path="/v1beta/models/none:generateContent"),
     Row("native method", native(), 404, path="/v1beta/models/qwen3-vl:fly"),
     Row("native path", native(), 404, path="/v1beta/nothing"),

@@ -76,12 +76,12 @@ def run_step(scheduler: Scheduler, memory: Memory, budget: int, patches: int = 1
 class Machine(RuleBasedStateMachine):
     """Sequences come, go, are answered and cancelled at random."""
 
-    @initialize(count=st.integers(4, 24), size=st.integers(1, 5), rows=st.integers(1, 5))
-    def start(self, count: int, size: int, rows: int) -> None:
+    @initialize(count=st.integers(4, 24), size=st.integers(1, 5), rows=st.integers(1, 5), copies=st.booleans())
+    def start(self, count: int, size: int, rows: int, copies: bool) -> None:
         self.blocks = Blocks(count, size)
         self.encoded: set[str] = set()
         self.scheduler = Scheduler(
-            self.blocks, rows, lambda _, span: 0 if span.digest in self.encoded else 4 * span.length
+            self.blocks, rows, lambda _, span: 0 if span.digest in self.encoded else 4 * span.length, copies=copies
         )
         self.memory = Memory(self.scheduler)
         self.alive: list[Sequence] = []
@@ -217,3 +217,19 @@ def test_the_last_one_in_gives_way_and_comes_back_with_all_its_tokens() -> None:
     run_step(scheduler, memory, 10)
     assert young.tokens[: len(made)] == made
     assert len(young) == len(made) + 1
+
+
+def test_rows_with_copies_of_their_own_hold_no_more_than_there_is_memory_for() -> None:
+    """24 equal prompts share their blocks; where each row copies them, only as many run as their copies fit."""
+    for copies, expected in ((False, 24), (True, 4)):
+        scheduler = Scheduler(Blocks(100, 4), 24, copies=copies)
+        first = sequence(list(range(80)))
+        scheduler.add(first)
+        for piece in scheduler.plan(1000, 0).pieces:
+            scheduler.computed(piece)
+        scheduler.name_blocks(first, 0)
+        for _ in range(23):
+            scheduler.add(sequence(list(range(80))))
+        scheduler.plan(1000, 0)
+        assert len(scheduler.running) == expected
+        scheduler.check()

@@ -199,7 +199,7 @@ class Runner:
 
 
 def _tokens_of_memory(shape: Shape, settings: ModelSettings, devices: list[torch.device]) -> int:
-    """Tokens there is room for: on a CPU by setting, where one may stand twice, in its row and in the pool."""
+    """Tokens there is room for: on a CPU by setting, half of it for rows and half for what prompts share."""
     if devices[0].type == "cpu":
         return int(settings.kv_memory * 2**30) // (2 * shape.token_bytes)
     return gpu.room(shape, devices, settings.kv_share, int(settings.vision_memory * 2**30))

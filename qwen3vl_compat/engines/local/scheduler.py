@@ -94,10 +94,21 @@ class Waiting:
 
 
 class Scheduler:
-    """Rows, blocks and the queue. `patches` says how many patches a picture of a sequence still costs to encode."""
+    """Rows, blocks and the queue. `patches` says how many patches a picture of a sequence still costs to encode.
 
-    def __init__(self, blocks: Blocks, rows: int, patches: Callable[[Sequence, Span], int] | None = None) -> None:
-        self.blocks, self.rows = blocks, rows
+    `copies` says that each row holds a copy of its own of all its blocks, shared ones too: then those of all rows
+    together are as few as the blocks that can be shared.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        rows: int,
+        patches: Callable[[Sequence, Span], int] | None = None,
+        *,
+        copies: bool = False,
+    ) -> None:
+        self.blocks, self.rows, self._copies = blocks, rows, copies
         self.waiting = Waiting()
         self.running: list[Sequence] = []
         """In the order of their admission."""
@@ -131,7 +142,7 @@ class Scheduler:
         full = sequence.prompt_length // self.blocks.size
         partial = int(sequence.prompt_length % self.blocks.size > 0)
         row = self._free_row()
-        if row is None or self.blocks.free < partial:
+        if row is None or self.blocks.free < partial or self._copies_left() < full + partial:
             self.waiting.add_again(other)
             return False
         self.blocks.share(sequence.blocks[:full])
@@ -185,7 +196,7 @@ class Scheduler:
     def _grow(self, sequence: Sequence, plan: Plan) -> bool:
         """A place for the newest token; others that came later make room for it, or it gives way itself."""
         while self._blocks_for(len(sequence)) > len(sequence.blocks):
-            if self.blocks.free:
+            if self.blocks.free and self._copies_left():
                 sequence.blocks += self.blocks.allocate(1)
                 continue
             last = self.running[-1]
@@ -207,6 +218,8 @@ class Scheduler:
         # Leave each running sequence room for one more block, so that nobody is admitted only to be preempted at once.
         spare = sequence.forks + (len(self.running) if self.running else 0)
         if needed + spare > self.blocks.free - self.blocks.idle(shared):
+            return None
+        if self._blocks_for(len(sequence)) + spare > self._copies_left():
             return None
         self.waiting.pop()
         self.blocks.share(shared)
@@ -252,6 +265,12 @@ class Scheduler:
     def _rows_left(self) -> int:
         return self.rows - len(self.running)
 
+    def _copies_left(self) -> int:
+        """Blocks that rows may still hold, whoever else holds them too."""
+        if not self._copies:
+            return self.blocks.count
+        return self.blocks.count - sum(len(sequence.blocks) for sequence in self.running)
+
     def _free_row(self) -> int | None:
         taken = {sequence.row for sequence in self.running}
         return next((row for row in range(self.rows) if row not in taken), None)
@@ -267,6 +286,7 @@ class Scheduler:
         assert len(set(rows)) == len(rows) <= self.rows
         assert all(sequence.row is None and not sequence.blocks for sequence in self.waiting)
         assert all(self._blocks_for(sequence.computed) <= len(sequence.blocks) for sequence in self.running)
+        assert self._copies_left() >= 0
 
 
 @dataclass

@@ -17,6 +17,7 @@ from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Drawn, Row, draw
 from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
 from qwen3vl_compat.engines.local.sequence import Sequence
+from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.errors import ApiError, EngineFailed, Overloaded
 from qwen3vl_compat.events import Event, Finish, Started
 from qwen3vl_compat.settings import ModelSettings
@@ -40,7 +41,8 @@ class Worker:
         deliver: Callable[[list[Delivery]], None],
     ) -> None:
         self.runner, self._settings, self._deliver = runner, settings, deliver
-        self.scheduler = Scheduler(runner.blocks, settings.max_rows, runner.vision.patches)
+        copies = isinstance(runner.memory, Slots)
+        self.scheduler = Scheduler(runner.blocks, settings.max_rows, runner.vision.patches, copies=copies)
         self.metrics = Metrics(self.scheduler, runner.vision)
         self.stepping_since: float | None = None
         """When the step under way began."""
