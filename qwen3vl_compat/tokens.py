@@ -105,6 +105,10 @@ class Vocabulary:
         check_text(text)
         return self._encoding.encode_ordinary(text)
 
+    def spell(self, text: str) -> list[int]:
+        """The ids that spell exactly these characters, uncomposed, in the words they fall into. For short texts."""
+        return self._encoding.encode_ordinary(text)
+
     def count(self, text: str) -> int:
         """How many tokens plain text is. InvalidRequest: see check_text."""
         return len(self.encode(text))

@@ -164,6 +164,25 @@ def test_what_strict_cannot_keep_is_named_and_lenient_passes_over_it() -> None:
     assert takes(schema_form(unique, strict=False), "[1, 1]")
 
 
+@pytest.mark.parametrize(
+    "text", ["cafe\u0301 au lait", "a" * 63 + "e\u0301z", "\u1100\u1161\u11a8", "ﬁ Å", "👩‍👩‍👧" * 30]
+)
+def test_settled_text_is_spelt_as_it_is(text: str) -> None:
+    """Composed or not, long or short: the one way through leads to exactly these characters."""
+    form = OutputFormat(kind="choice", value=json.dumps([text]))
+    matcher, data = MATCHING.compile(answer_grammar(request_of(format=form), TAGS).text), b""  # type: ignore[union-attr]
+    for _ in range(1000):
+        bits = MATCHING.mask(matcher)
+        token = int(np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))[0])
+        if token == END or matcher.is_stopped():
+            break
+        data += VOCABULARY.bytes_of(token)
+        assert matcher.consume_token(token)
+        if matcher.is_stopped():
+            break
+    assert data.decode() == text
+
+
 schemas = st.recursive(
     st.sampled_from(
         [{"type": "string"}, {"type": "integer"}, {"type": "number"}, {"type": "boolean"}, {"type": "null"},

@@ -120,7 +120,8 @@ class Guide:
             raise InvalidRequest("The schema or regex turned out to be too complex.", code="invalid_schema")
         if made < rules.min_tokens:
             bits = self._without_ends(bits)
-        late = rules.close_early and rules.answer is not None and made + rules.answer.reserve >= rules.limit
+        ready = rules.answer or rules.call
+        late = rules.close_early and ready is not None and made + ready.reserve >= rules.limit
         if not (late or self._hurried):
             return bits
         closing = rules.matching.closing(bits)

@@ -42,7 +42,7 @@ class _Words:
 
     def __call__(self, text: str | bytes) -> list[int]:
         text = text.decode("utf-8", "ignore") if isinstance(text, bytes) else text
-        return self._vocabulary.encode(text[:FORCED])
+        return self._vocabulary.spell(text[:FORCED])
 
 
 class Matching:
