@@ -46,10 +46,22 @@ def reference(
     return shares / shares.sum()
 
 
-def bits_of(allowed: list[int], size: int = SIZE) -> Bits:
-    flags = np.zeros(-(-size // 32) * 32, dtype=np.uint8)
-    flags[allowed] = 1
-    return np.packbits(flags, bitorder="little").view(np.uint32)
+class Listed:
+    """A mask of these tokens."""
+
+    def __init__(self, allowed: list[int], size: int = SIZE) -> None:
+        flags = np.zeros(-(-size // 32) * 32, dtype=np.uint8)
+        flags[allowed] = 1
+        self._allowed, self._bits = set(allowed), np.packbits(flags, bitorder="little").view(np.uint32)
+
+    def permits(self, token: int) -> bool:
+        return token in self._allowed
+
+    def bits(self) -> Bits:
+        return self._bits
+
+
+bits_of = Listed
 
 
 PROMPT, ANSWER = [3, 5, 8, 8, 13], [5, 21, 21, 21, 34]
@@ -158,6 +170,19 @@ def test_the_definition_of_a_draw_stays() -> None:
     """A seed kept by a client means the same answer in later versions."""
     cases = [(0, 0, 0), (1, 0, 5), (-1, 2, 9), (2**63 - 1, 3, 100_000), (-(2**63), 1, 1)]
     assert uniform(*map(list, zip(*cases, strict=True))).tolist() == [mixed(*case) for case in cases]
+
+
+@given(st.integers(0, 2**32), st.booleans(), st.sampled_from([{}, {"presence": 0.5}, {"repetition": 0.7}]))
+def test_the_short_way_leads_where_the_long_one_does(seed: int, masked: bool, manner: dict[str, float]) -> None:
+    """Where the likeliest token is surely the one, nothing is computed; it is what would have come out."""
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, 2, (1, SIZE))).float()
+    memory = Seen(rng.integers(0, SIZE, 30).tolist())
+    allowed = rng.choice(SIZE, 700, replace=False).tolist()
+    row = Row(0, Chooser(**manner), 0, memory, bits_of(allowed) if masked else None)
+    plainly = Chooser(temperature=1e-3, top_k=1, **manner)
+    expected = reference(logits[0].double().numpy(), plainly, list(memory._places), [], allowed if masked else None)
+    assert drawn(logits, [row]) == [int(expected.argmax())]
 
 
 def test_greedy_keeps_to_penalties_and_masks() -> None:

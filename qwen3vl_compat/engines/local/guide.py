@@ -1,6 +1,7 @@
 """What one choice may say next: where it is in its answer, the grammar that holds there, and the ends that do not."""
 
 import time
+from collections.abc import Callable
 
 from llguidance import LLMatcher
 from msgspec import Struct
@@ -45,11 +46,32 @@ class Next(Struct, frozen=True):
     """What may come next: the token if it is settled, else what is allowed (None for all) less what is banned."""
 
     forced: int | None = None
-    allowed: Bits | None = None
+    allowed: "Allowed | None" = None
     banned: tuple[int, ...] = ()
 
 
 FREE = Next()
+
+
+class Allowed:
+    """What a grammar allows in one place, looked up only as far as it is asked for. `narrowed` picks among it."""
+
+    def __init__(self, matching: Matching, matcher: LLMatcher, narrowed: Callable[[Bits], Bits] | None) -> None:
+        self._matching, self._matcher, self._narrowed = matching, matcher, narrowed
+
+    def permits(self, token: int) -> bool:
+        """Whether this token may come."""
+        if self._narrowed is None:
+            return self._matching.permits(self._matcher, token)
+        return bool(self.bits()[token // 32] >> (token % 32) & 1) if token < 32 * len(self.bits()) else False
+
+    def bits(self) -> Bits:
+        """All that may come; raises InvalidRequest."""
+        began = time.monotonic()
+        bits = self._matching.mask(self._matcher)
+        if self._matcher.is_error() or time.monotonic() - began > SLOWEST:
+            raise InvalidRequest("The schema or regex turned out to be too complex.", code="invalid_schema")
+        return bits if self._narrowed is None else self._narrowed(bits)
 
 
 class Guide:
@@ -98,7 +120,7 @@ class Guide:
         if self._queue:
             return Next(forced=self._queue[-1])
         if self._matcher is not None:
-            return Next(allowed=self._mask(self._matcher, made))
+            return Next(allowed=self._allowed(self._matcher, made))
         return self._free(made)
 
     def _free(self, made: int) -> Next:
@@ -111,22 +133,28 @@ class Guide:
         behind = len(rules.farewell) + len(rules.gap)
         return rules.answer is not None and made + behind + rules.answer.reserve >= rules.limit
 
-    def _mask(self, matcher: LLMatcher, made: int) -> Bits:
+    def _allowed(self, matcher: LLMatcher, made: int) -> Allowed:
         rules = self._rules
         assert rules.matching is not None
-        began = time.monotonic()
-        bits = rules.matching.mask(matcher)
-        if matcher.is_error() or time.monotonic() - began > SLOWEST:
-            raise InvalidRequest("The schema or regex turned out to be too complex.", code="invalid_schema")
-        if made < rules.min_tokens:
-            bits = self._without_ends(bits)
-        ready = rules.answer or rules.call
-        late = rules.close_early and ready is not None and made + ready.reserve >= rules.limit
-        if not (late or self._hurried):
-            return bits
-        closing = rules.matching.closing(bits)
-        self.cut = self.cut or (late and not self._hurried and not bool((closing == bits).all()))
-        return closing
+        early, late = made < rules.min_tokens, self._late(made)
+        if not (early or late or self._hurried):
+            return Allowed(rules.matching, matcher, None)
+
+        def narrowed(bits: Bits) -> Bits:
+            assert rules.matching is not None
+            bits = self._without_ends(bits) if early else bits
+            if not (late or self._hurried):
+                return bits
+            closing = rules.matching.closing(bits)
+            self.cut = self.cut or (late and not self._hurried and not bool((closing == bits).all()))
+            return closing
+
+        return Allowed(rules.matching, matcher, narrowed)
+
+    def _late(self, made: int) -> bool:
+        """Whether hardly more tokens are left than the way to the end of the grammar takes."""
+        ready = self._rules.answer or self._rules.call
+        return self._rules.close_early and ready is not None and made + ready.reserve >= self._rules.limit
 
     def _without_ends(self, bits: Bits) -> Bits:
         """A grammar that is complete may end whatever min_tokens says: nothing else would be left."""

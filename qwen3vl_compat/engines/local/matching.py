@@ -86,6 +86,10 @@ class Matching:
         matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         return bits if not matcher.is_error() else np.zeros_like(bits)
 
+    def permits(self, matcher: LLMatcher, token: int) -> bool:
+        """Whether this token may come next; far sooner known than all that may."""
+        return bool(matcher.validate_tokens([token]))
+
     def closing(self, bits: Bits) -> Bits:
         """Of what may come next, what leads to the end of a JSON text soonest."""
         inside = bool((bits & self._letters == self._letters).all())

@@ -6,6 +6,7 @@ other rows there are.
 """
 
 from collections.abc import Sequence as Items
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ NEVER = -1e30
 """Added to the logit of a token that must not come; less than half of it is no token."""
 CANDIDATES = (64, 1024)
 """How many of the likeliest tokens are looked at for top_k and top_p, before all of them are sorted."""
-CHUNK = 512
+CHUNK = 128
+"""Tokens that are looked at together; Qwen's vocabularies are multiples of it."""
 JUST_BELOW = 1 - 2**-50
 """Keeps a draw of nearly 1 below a sum that was rounded."""
 
@@ -53,6 +55,23 @@ class Chooser(Struct, frozen=True, kw_only=True):
         """Whether it matters what was said before."""
         return bool(self.presence or self.frequency) or self.repetition != 1
 
+    @property
+    def only_lowers(self) -> bool:
+        """Whether what was said before can only become less likely."""
+        return self.presence >= 0 and self.frequency >= 0 and self.repetition >= 1
+
+
+class Mask(Protocol):
+    """Which tokens may come."""
+
+    def permits(self, token: int) -> bool:
+        """Whether this one may."""
+        ...
+
+    def bits(self) -> Bits:
+        """All of them; this may take much longer. Raises InvalidRequest."""
+        ...
+
 
 class Seen:
     """The different tokens of a prompt and an answer, and how often each is in the answer."""
@@ -62,6 +81,9 @@ class Seen:
         room = len(self._places) + 64
         self._ids, self._counts = np.zeros(room, dtype=np.int64), np.zeros(room, dtype=np.float32)
         self._ids[: len(self._places)] = list(self._places)
+
+    def __contains__(self, token: int) -> bool:
+        return token in self._places
 
     def add(self, token: int) -> None:
         """Count a token of the answer."""
@@ -85,16 +107,24 @@ class Row(Struct, frozen=True):
     position: int
     seen: Seen | None = None
     """Needed where the chooser counts."""
-    allowed: Bits | None = None
+    allowed: Mask | None = None
     banned: tuple[int, ...] = ()
     forced: int | None = None
     """The token, if it is settled."""
 
+    def takes(self, likeliest: int) -> bool:
+        """Whether the likeliest token of the logits as they are is surely the one."""
+        chooser = self.chooser
+        if not chooser.greedy or chooser.bias or likeliest in self.banned:
+            return False
+        if chooser.counts and not (chooser.only_lowers and self.seen is not None and likeliest not in self.seen):
+            return False
+        return self.allowed is None or self.allowed.permits(likeliest)
+
     @property
-    def plain(self) -> bool:
-        """Whether the likeliest token of the logits as they are is the one."""
-        chooser, free = self.chooser, self.allowed is None and not self.banned and self.forced is None
-        return free and chooser.greedy and not chooser.counts and not chooser.bias
+    def changes(self) -> bool:
+        """Whether the logits must be changed before a token is drawn from them."""
+        return bool(self.chooser.bias or self.chooser.counts or self.banned) or self.allowed is not None
 
 
 class Drawn(Struct, frozen=True):
@@ -115,27 +145,35 @@ def draw(scores: Scores, rows: Items[Row]) -> list[Drawn]:
     logits, best = scores
     likeliest = best.tolist()
     tokens: list[int | None] = [likeliest[row.row] if row.forced is None else row.forced for row in rows]
-    worked = [place for place, row in enumerate(rows) if row.forced is None and not row.plain]
-    if worked:
-        picked = _pick(_padded(logits, [rows[place].row for place in worked]), [rows[place] for place in worked])
-        for place, token in zip(worked, picked, strict=True):
+    worked = [place for place, row in enumerate(rows) if row.forced is None and not row.takes(likeliest[row.row])]
+    as_they_are = [place for place in worked if not (rows[place].changes or rows[place].chooser.greedy)]
+    changed = [place for place in worked if place not in set(as_they_are)]
+    if as_they_are:
+        whole = _whole(_at(logits, [rows[place].row for place in as_they_are]))
+        for place, token in zip(as_they_are, _sample(whole, [rows[at] for at in as_they_are]).tolist(), strict=True):
+            tokens[place] = token
+    if changed:
+        copied = _whole(_at(logits, [rows[place].row for place in changed]), copy=True)
+        for place, token in zip(changed, _pick(copied, [rows[at] for at in changed]), strict=True):
             tokens[place] = token
     drawn = [Drawn(token, likeliest[row.row]) for token, row in zip(tokens, rows, strict=True)]
     asked = [place for place, row in enumerate(rows) if row.chooser.logprobs is not None and tokens[place] is not None]
     if asked:
-        told = _logprobs(_padded(logits, [rows[place].row for place in asked]), [rows[place] for place in asked],
+        told = _logprobs(_whole(_at(logits, [rows[place].row for place in asked])), [rows[place] for place in asked],
                          [tokens[place] or 0 for place in asked])  # fmt: skip
         for place, (logprob, top) in zip(asked, told, strict=True):
             drawn[place] = replace(drawn[place], logprob=logprob, top=top)
     return drawn
 
 
-def _padded(logits: torch.Tensor, places: list[int]) -> torch.Tensor:
-    """These rows in float32, a copy, lengthened to whole chunks by tokens that never come."""
-    size = logits.shape[1]
-    made = torch.empty(len(places), -(-size // CHUNK) * CHUNK, dtype=torch.float32, device=logits.device)
+def _whole(logits: torch.Tensor, *, copy: bool = False) -> torch.Tensor:
+    """Rows lengthened to whole chunks by tokens that never come; a copy, in float32, if one is asked for."""
+    rows, size = logits.shape
+    if size % CHUNK == 0 and not copy:
+        return logits
+    made = torch.empty(rows, -(-size // CHUNK) * CHUNK, dtype=torch.float32, device=logits.device)
     made[:, size:] = NEVER
-    made[:, :size] = _at(logits, places)
+    made[:, :size] = logits
     return made
 
 
@@ -199,8 +237,9 @@ def _mask(logits: torch.Tensor, rows: Items[Row]) -> None:
         blocked = np.zeros((len(rows), logits.shape[1] // 32), dtype=np.uint32)
         for place, row in enumerate(rows):
             if row.allowed is not None:
+                allowed = row.allowed.bits()
                 blocked[place] = 0xFFFFFFFF
-                np.invert(row.allowed, out=blocked[place, : len(row.allowed)])
+                np.invert(allowed, out=blocked[place, : len(allowed)])
         bits = np.unpackbits(blocked.view(np.uint8), axis=-1, bitorder="little")
         # Arithmetic: filling by a mask takes twenty times as long on a CPU where the mask is irregular.
         torch.add(logits, torch.from_numpy(bits).to(logits.device), alpha=NEVER, out=logits)
@@ -211,14 +250,15 @@ def _mask(logits: torch.Tensor, rows: Items[Row]) -> None:
 
 
 def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
-    """Tokens [rows] drawn from logits [rows, whole chunks], which are changed."""
+    """Tokens [rows] drawn from logits [rows, whole chunks]."""
     device, size = logits.device, logits.shape[1]
 
     def each(values: list[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
 
-    scaled = logits.div_(each([row.chooser.temperature for row in rows]).float())
-    top = _chunks(scaled).amax(-1).amax(-1, keepdim=True)
+    heat = each([row.chooser.temperature for row in rows]).float()
+    peaks = _chunks(logits).amax(-1)
+    top = peaks.amax(-1, keepdim=True).float()
     tops = each([row.chooser.top_k or size for row in rows])
     share, least = each([row.chooser.top_p for row in rows]), each([row.chooser.min_p for row in rows])
     chance = uniform([row.chooser.seed for row in rows], [row.chooser.choice for row in rows],
@@ -227,7 +267,7 @@ def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
     total = torch.ones(len(rows), 1, dtype=torch.float64, device=device)
     tokens = torch.zeros(len(rows), dtype=torch.long, device=device)
     if summed:
-        weights = _at(scaled, summed).sub(top[summed]).exp_()
+        weights = _at(logits, summed).sub(top[summed]).div_(heat[summed]).exp_()
         total[summed] = _chunks(weights).sum(-1).double().sum(-1, keepdim=True)
         whole = [place for place, at in enumerate(summed) if rows[at].chooser.top_p >= 1]
         if whole:
@@ -238,8 +278,8 @@ def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
         if not pending:
             break
         at, count = pending, min(count, size)
-        values, ids = _ranked(_at(scaled, at), count)
-        shares = (values - top[at]).exp().double()
+        values, ids = _ranked(_at(logits, at), _at(peaks, at), count)
+        shares = ((values - top[at]) / heat[at]).exp().double()
         kept = torch.arange(count, device=device) < tops[at]
         sums = torch.where(tops[at] < size, (shares * kept).sum(-1, keepdim=True), total[at])
         kept &= shares.cumsum(-1) - shares < share[at] * sums
@@ -259,21 +299,21 @@ def _chunks(values: torch.Tensor) -> torch.Tensor:
     return values.view(len(values), -1, CHUNK)
 
 
-def _ranked(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _ranked(values: torch.Tensor, peaks: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The largest values and their places, in order; of equal ones the first place comes first.
 
-    They stand in the chunks whose own largest are the largest. Which of several equal ones are the last is open.
+    They stand in the chunks whose peaks are the largest. Which of several equal ones are the last is open.
     """
     chunks = _chunks(values)
     if 2 * count <= chunks.shape[1]:
-        chosen = chunks.amax(-1).topk(count).indices
+        chosen = peaks.topk(count).indices
         near = chunks.gather(1, chosen[..., None].expand(-1, -1, CHUNK))
         found, at = near.flatten(1).topk(count)
         ids = chosen.gather(1, at // CHUNK) * CHUNK + at % CHUNK
     else:
         found, ids = values.topk(count)
     ids, order = ids.sort()
-    found, order = found.gather(1, order).sort(descending=True, stable=True)
+    found, order = found.float().gather(1, order).sort(descending=True, stable=True)
     return found, ids.gather(1, order)
 
 
@@ -310,13 +350,14 @@ def _logprobs(
     logits: torch.Tensor, rows: Items[Row], tokens: Items[int]
 ) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
     """ln(share) of each row's token, and (token, ln(share)) of the likeliest, as many as it asks for."""
-    top = _chunks(logits).amax(-1).amax(-1, keepdim=True)
+    peaks = _chunks(logits).amax(-1)
+    top = peaks.amax(-1, keepdim=True).float()
     total = top + _chunks((logits - top).exp_()).sum(-1).sum(-1, keepdim=True).log()
     at = torch.tensor(tokens, device=logits.device)[:, None]
-    chosen = (logits.gather(1, at) - total)[:, 0].tolist()
+    chosen = (logits.gather(1, at).float() - total)[:, 0].tolist()
     most = max(row.chooser.logprobs or 0 for row in rows)
     if not most:
         return [(logprob, ()) for logprob in chosen]
-    values, ids = _ranked(logits, most)
+    values, ids = _ranked(logits, peaks, most)
     tops = [list(zip(*each, strict=True)) for each in zip(ids.tolist(), (values - total).tolist(), strict=True)]
     return [(logprob, tuple(top[: row.chooser.logprobs])) for row, logprob, top in zip(rows, chosen, tops, strict=True)]

@@ -186,6 +186,9 @@ class Worker:
             yield items, result
 
     def _fail_alone(self, job: Job, error: Exception) -> None:
+        if isinstance(error, ApiError):
+            self._fail(job, error)
+            return
         log.error("request %s failed in the engine", job.request.id, exc_info=error)
         self._fail(job, EngineFailed("The engine failed on this request."))
 
@@ -249,8 +252,6 @@ class Worker:
         job: Job = sequence.owner
         try:
             return job.answers[sequence.choice].row(place, sequence.made)
-        except ApiError as error:
-            self._fail(job, error)
         except Exception as error:
             self._fail_alone(job, error)
         return None
