@@ -1,71 +1,289 @@
-"""Pictures: counted before anything is decoded, then checked, decoded and brought to the model's grid."""
+"""Media: counted before anything is fetched, checked before anything is decoded, decoded in processes of their own."""
 
 import asyncio
-from functools import partial
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.media.image import VisionSpec, announced_tokens, decode_image
-from qwen3vl_compat.messages import Image, Message, Part, Picture, Request, ToolResult
-from qwen3vl_compat.policies import Prepare
-from qwen3vl_compat.settings import MediaSettings
+from qwen3vl_compat.errors import InvalidRequest, NotFound
+from qwen3vl_compat.media.fetch import FetchFailed
+from qwen3vl_compat.media.image import announced_size, check_size, grid_for
+from qwen3vl_compat.media.limits import Bounds, VisionSpec
+from qwen3vl_compat.media.render import Medium, Renderer, Rendering, within_tokens
+from qwen3vl_compat.media.sandbox import Sandbox
+from qwen3vl_compat.media.sniff import NAMES, kind_of
+from qwen3vl_compat.messages import Content, Frames, Link, Media, Message, Part, Received, Request, ToolResult, Upload
+from qwen3vl_compat.settings import MediaLimits
+
+T = TypeVar("T")
+
+PICTURES, VIDEOS = ("jpeg", "png", "webp", "gif"), ("mp4", "webm")
+WANTED: Mapping[str, tuple[str, ...]] = {
+    "image": PICTURES,
+    "video": VIDEOS,
+    "document": ("pdf",),
+    "any": (*PICTURES, *VIDEOS, "pdf"),
+}
+"""Kinds of files a field may hold."""
+NOUNS = {"image": "a picture", "video": "a video", "document": "a document", "any": "a file"}
+SHORT = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "mp4": "MP4", "webm": "WebM", "pdf": "PDF"}
+CODES = {"image": "image", "video": "video", "document": "file", "any": "file"}
+"""Middle of the error codes `invalid_..._format`, `invalid_..._url`."""
+AT_ONCE = 2
+"""Media of one request that are fetched, or decoded, at the same time."""
 
 
-def checked_media(spec: VisionSpec, limits: MediaSettings, context: int) -> Prepare:
-    """The step that turns each received Image of a request into a checked Picture.
+class OpenedFile(Protocol):
+    """An uploaded file, for as long as it is open."""
 
-    Pictures that together take more than `context` tokens are refused by what their headers say, before any is decoded.
+    @property
+    def path(self) -> Path:
+        """Where its bytes lie."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """Of its bytes, in hexadecimal digits."""
+        ...
+
+
+class Files(Protocol):
+    """Where uploaded files are found."""
+
+    def owns(self, url: str, /) -> bool:
+        """Whether this is an uploaded file's URI, and nothing to be fetched."""
+        ...
+
+    def open(self, tenant: str, reference: str, /) -> AbstractAsyncContextManager[OpenedFile]:
+        """A tenant's file by its id or URI; NotFound if there is none or it is another's."""
+        ...
+
+
+Fetch = Callable[[str, int], Awaitable[bytes]]
+"""The body behind a URL, at most so many bytes; raises FetchFailed."""
+Limits = Callable[[str], MediaLimits]
+"""What a tenant may send."""
+
+
+class MediaPolicy:
+    """The step that turns each received medium of a request into checked pictures, videos and words.
+
+    `context` bounds, in tokens, what all pictures of a request may take, and all videos.
     """
-    # Two pictures at once: each may take hundreds of megabytes, and the threads serve other work too.
-    return partial(_prepare, spec, limits, context, asyncio.Semaphore(2))
 
+    def __init__(
+        self, spec: VisionSpec, context: int, sandbox: Sandbox, limits_of: Limits, fetch: Fetch, files: Files
+    ) -> None:
+        self._spec, self._context, self._sandbox = spec, context, sandbox
+        self._limits_of, self._fetch, self._files = limits_of, fetch, files
 
-async def _prepare(
-    spec: VisionSpec, limits: MediaSettings, context: int, decoding: asyncio.Semaphore, request: Request
-) -> Request:
-    images = [part for message in request.messages for part in message.leaves if isinstance(part, Image)]
-    if not images:
-        return request
-    if len(images) > limits.max_images:
-        raise InvalidRequest(
-            f"The request holds {len(images)} pictures; at most {limits.max_images} are allowed.", code="too_many_media"
-        )
-    for image in images:
-        if len(image.data) > limits.max_image_bytes:
+    async def prepare(self, request: Request) -> Request:
+        """The same request with checked media; InvalidRequest names the field."""
+        received = [part for message in request.messages for part in message.leaves if isinstance(part, Received)]
+        if not received:
+            return request
+        limits = self._limits_of(request.caller.tenant)
+        _count([_wanted(part) for part in received], limits)
+        async with AsyncExitStack() as opened:
+            source = _Source(request.caller.tenant, limits, self._fetch, self._files, opened)
+            media = await _each(source.media, received)
+            kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
+            _count(kinds, limits)
+            self._check(media, limits)
+            renderer = self._renderer(kinds.count("video"), limits)
+
+            async def shown(part: Received, found: Sequence[Medium]) -> tuple[Content, ...]:
+                with _naming(part):
+                    if isinstance(part, Frames):
+                        return (await renderer.frames(found, part.fps),)
+                    return await renderer.render(found[0])
+
+            made = dict(zip(map(id, received), await _each(shown, received, media), strict=True))
+        return replace(request, messages=tuple(_with(message, made) for message in request.messages))
+
+    def _check(self, media: Sequence[Sequence[Medium]], limits: MediaLimits) -> None:
+        """Refuse pictures that are too large, or too much together, by what their headers say."""
+        pixels = tokens = 0
+        for found in media:
+            for medium in found:
+                if isinstance(medium.content, bytes) and medium.kind in PICTURES:
+                    with _naming(medium.asked):
+                        width, height = announced_size(medium.content)
+                        check_size(width, height, bounds_of(limits))
+                    pixels += width * height
+                    spec = self._spec.at(medium.asked.detail, medium.asked.budget)
+                    grid = grid_for(width, height, spec, limits.longest_side)
+                    tokens += spec.tokens((1, *grid)) if len(found) == 1 else 0
+        if pixels > limits.max_total_pixels:
+            most = f"at most {limits.max_total_pixels:,} are accepted"
+            raise InvalidRequest(f"The pictures have {pixels:,} pixels together; {most}.", code="too_many_pixels")
+        if tokens > self._context:
             raise InvalidRequest(
-                f"{image.param}: the picture is {len(image.data)} bytes; at most {limits.max_image_bytes} are allowed",
-                param=image.param,
-                code="image_too_large",
+                f"Input tokens exceed the configured limit of {self._context} tokens: the pictures alone take {tokens} "
+                "(context_length_exceeded)",
+                param=media[-1][-1].asked.param,
+                code="context_length_exceeded",
             )
-    announced = sum(announced_tokens(image.data, spec) for image in images)
-    if announced > context:
-        raise InvalidRequest(
-            f"Input tokens exceed the configured limit of {context} tokens: the pictures alone take {announced} "
-            "(context_length_exceeded)",
-            param=images[-1].param,
-            code="context_length_exceeded",
+
+    def _renderer(self, videos: int, limits: MediaLimits) -> Renderer:
+        """All videos together get half of the context at most."""
+        rendering = Rendering(
+            spec=within_tokens(self._spec, limits.max_frames, self._context // 2 // max(1, videos)),
+            bounds=bounds_of(limits),
+            longest_side=limits.longest_side,
+            fps=limits.fps,
+            pages=limits.max_pages,
+            pages_in_all=limits.max_pdf_pages,
+            text=limits.pdf_text,
         )
-    return replace(request, messages=tuple([await _checked(message, spec, decoding) for message in request.messages]))
+        return Renderer(self._sandbox, rendering)
 
 
-def _decoded(image: Image, spec: VisionSpec) -> Picture:
+class _Source:
+    """Where one request's media come from: the request itself, a URL, or a file of the tenant's."""
+
+    def __init__(self, tenant: str, limits: MediaLimits, fetch: Fetch, files: Files, opened: AsyncExitStack) -> None:
+        self._tenant, self._limits, self._fetch, self._files, self._opened = tenant, limits, fetch, files, opened
+        self._room = limits.max_fetched_bytes
+
+    async def media(self, part: Received) -> list[Medium]:
+        """What a part holds, as many as a list of frames has, each of a kind its field may hold."""
+        asked = part.images if isinstance(part, Frames) else (part,)
+        if len(asked) > self._limits.max_frames:
+            most = f"at most {self._limits.max_frames} frames are accepted"
+            raise InvalidRequest(f"{part.param}: {most}", param=part.param, code="too_many_media")
+        return [await self._medium(each) for each in asked]
+
+    async def _medium(self, asked: Media) -> Medium:
+        with _naming(asked):
+            match asked.source:
+                case bytes(content):
+                    medium = Medium(asked, content, self._kind_of(asked, content))
+                case Link(url) if not self._files.owns(url):
+                    content = await self._fetched(url, asked)
+                    medium = Medium(asked, content, self._kind_of(asked, content))
+                case Link(reference) | Upload(reference):
+                    medium = await self._uploaded(asked, reference)
+            self._check_bytes(medium)
+        return medium
+
+    async def _uploaded(self, asked: Media, reference: str) -> Medium:
+        try:
+            file = await self._opened.enter_async_context(self._files.open(self._tenant, reference))
+        except NotFound as error:
+            raise NotFound(f"{asked.param}: {error.message}", param=asked.param, code=error.code) from None
+        head = await asyncio.to_thread(_head, file.path)
+        kind = self._kind_of(asked, head)
+        if kind in PICTURES and file.path.stat().st_size <= self._limits.max_image_bytes:
+            return Medium(asked, await asyncio.to_thread(file.path.read_bytes), kind, file.sha256)
+        return Medium(asked, file.path, kind, file.sha256)
+
+    async def _fetched(self, url: str, asked: Media) -> bytes:
+        most = {
+            "image": self._limits.max_image_bytes,
+            "document": self._limits.max_pdf_bytes,
+            "video": self._limits.max_inline_video_bytes,
+        }
+        limit = most.get(asked.wanted, max(most.values()))
+        limit, self._room = min(limit, self._room), self._room - min(limit, self._room)
+        try:
+            content = await self._fetch(url, limit)
+        except FetchFailed:
+            raise InvalidRequest("could not fetch media", code=f"invalid_{CODES[asked.wanted]}_url") from None
+        self._room += limit - len(content)
+        return content
+
+    def _kind_of(self, asked: Media, head: bytes) -> str:
+        """The kind of file, if it is one that this field may hold and this tenant may send."""
+        kind = kind_of(head)
+        accepted = [each for each in WANTED[asked.wanted] if each in self._limits.types]
+        if kind is None or kind not in accepted:
+            what = f"is {NAMES[kind]}" if kind else "is of no known kind"
+            listed = " or ".join(", ".join(SHORT[each] for each in accepted).rsplit(", ", 1)) or "nothing"
+            fault = f"the file {what}; {NOUNS[asked.wanted]} must be {listed}"
+            raise InvalidRequest(fault, code=f"invalid_{CODES[asked.wanted]}_format")
+        return kind
+
+    def _check_bytes(self, medium: Medium) -> None:
+        inline = isinstance(medium.content, bytes)
+        size = len(medium.content) if isinstance(medium.content, bytes) else medium.content.stat().st_size
+        video = self._limits.max_inline_video_bytes if inline else self._limits.max_video_bytes
+        most = {"pdf": self._limits.max_pdf_bytes, "mp4": video, "webm": video}
+        limit = most.get(medium.kind, self._limits.max_image_bytes)
+        if size > limit:
+            noun = NOUNS[_NOUN_OF[medium.kind]].removeprefix("a ")
+            hint = "; a larger one can be uploaded as a file" if inline and medium.kind in VIDEOS else ""
+            code = f"{CODES[_NOUN_OF[medium.kind]]}_too_large"
+            raise InvalidRequest(f"the {noun} has {size:,} bytes; at most {limit:,} are accepted{hint}", code=code)
+
+
+_NOUN_OF = {kind: wanted for wanted, kinds in WANTED.items() if wanted != "any" for kind in kinds}
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+def bounds_of(limits: MediaLimits) -> Bounds:
+    """What one picture may be."""
+    return Bounds(pixels=limits.max_pixels, shortest=limits.min_side, longest=limits.max_side, aspect=limits.max_aspect)
+
+
+def _wanted(part: Received) -> str:
+    return "video" if isinstance(part, Frames) else part.wanted
+
+
+def _kind(part: Received, found: Sequence[Medium]) -> str:
+    return "video" if isinstance(part, Frames) else _NOUN_OF[found[0].kind]
+
+
+def _count(kinds: Sequence[str], limits: MediaLimits) -> None:
+    """Refuse too many of one kind; those not known yet count as what there may be most of."""
+    most = {"image": limits.max_images, "video": limits.max_videos, "document": limits.max_pages}
+    for kind, limit in (*most.items(), ("any", max(most.values()))):
+        if kinds.count(kind) > limit:
+            noun = {"image": "pictures", "video": "videos", "document": "documents"}.get(kind, "files")
+            fault = f"The request holds {kinds.count(kind)} {noun}; at most {limit} are accepted."
+            raise InvalidRequest(fault, code="too_many_media")
+
+
+@contextmanager
+def _naming(part: Received) -> Generator[None]:
+    """Let every refusal name the field."""
     try:
-        return decode_image(image.data, spec, image.param)
+        yield
     except InvalidRequest as error:
-        message = f"{image.param}: {error.message}"
-        raise InvalidRequest(message, param=image.param, code=error.code) from None
+        if error.param is not None or not part.param:
+            raise
+        raise InvalidRequest(f"{part.param}: {error.message}", param=part.param, code=error.code) from None
 
 
-async def _checked(message: Message, spec: VisionSpec, decoding: asyncio.Semaphore) -> Message:
-    async def checked(part: Part) -> Part:
-        match part:
-            case Image():
-                async with decoding:
-                    return await asyncio.to_thread(_decoded, part, spec)
-            case ToolResult():
-                return replace(part, parts=tuple([await checked(each) for each in part.parts]))
-            case _:
-                return part
+async def _each(work: Callable[..., Awaitable[T]], *arguments: Sequence[Any]) -> list[T]:
+    """`work` for all, a few at a time; the first failure ends the others."""
+    turns = asyncio.Semaphore(AT_ONCE)
 
-    return replace(message, parts=tuple([await checked(part) for part in message.parts]))
+    async def one(*each: Any) -> T:
+        async with turns:
+            return await work(*each)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(*each)) for each in zip(*arguments, strict=True)]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _with(message: Message, made: Mapping[int, tuple[Content, ...]]) -> Message:
+    def shown(parts: Iterable[Part]) -> Iterable[Part]:
+        for part in parts:
+            if isinstance(part, ToolResult):
+                yield replace(part, parts=tuple(shown(part.parts)))
+            else:
+                yield from made.get(id(part), (part,))
+
+    return replace(message, parts=tuple(shown(message.parts)))

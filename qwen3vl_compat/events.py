@@ -15,15 +15,16 @@ class Usage(Struct, frozen=True, kw_only=True):
     """Tokens counted, never estimated. `completion` sums over the choices; `reasoning` is the thoughts' part of it."""
 
     prompt_text: int
-    """Prompt tokens that are not picture slots: words, control tokens and the template's own."""
+    """Prompt tokens that are not slots of pictures or frames: words, times, control tokens and the template's own."""
     prompt_image: int = 0
+    prompt_video: int = 0
     completion: int = 0
     reasoning: int = 0
 
     @property
     def prompt(self) -> int:
         """All prompt tokens."""
-        return self.prompt_text + self.prompt_image
+        return self.prompt_text + self.prompt_image + self.prompt_video
 
     @property
     def total(self) -> int:

@@ -13,13 +13,52 @@ class Text(Struct, frozen=True, tag="text"):
     text: str
 
 
-class Image(Struct, frozen=True, tag="image"):
-    """A picture as it was received: undecoded and unchecked. `mime_type` is what the sender said, not what it is."""
+class Link(Struct, frozen=True, tag="link"):
+    """Where a medium lies: an http(s) URL, or the URI of one of our own files."""
 
-    data: bytes
+    url: str
+
+
+class Upload(Struct, frozen=True, tag="upload"):
+    """A file that was uploaded before, by its id."""
+
+    id: str
+
+
+Detail = Literal["low", "medium", "high", "auto"]
+"""How closely to look; `high` and `auto` are what the checkpoint looks at by default."""
+
+
+class Media(Struct, frozen=True, kw_only=True, tag="media"):
+    """A picture, video or document as it was received: undecoded and unchecked."""
+
+    source: bytes | Link | Upload
+    wanted: Literal["image", "video", "document", "any"] = "any"
+    """What the field it came in is for; what it is, its first bytes tell."""
     mime_type: str = ""
+    """What the sender said it is."""
+    name: str = ""
     param: str = ""
     """The field it came in, for error messages."""
+    detail: Detail = "auto"
+    budget: int | None = None
+    """Most tokens for each picture of it."""
+    start: float | None = None
+    """Seconds of a video to begin with."""
+    end: float | None = None
+    """Seconds of a video to end with."""
+    fps: float | None = None
+    """Frames to look at for each second of a video."""
+    pages: tuple[int, int] | None = None
+    """First and last page of a document, counted from 1."""
+
+
+class Frames(Struct, frozen=True, tag="frames"):
+    """A video that came as pictures, so many for each second."""
+
+    images: tuple[Media, ...]
+    fps: float
+    param: str = ""
 
 
 class Picture(Struct, frozen=True, tag="picture"):
@@ -38,6 +77,13 @@ class Picture(Struct, frozen=True, tag="picture"):
     frames: int = 1
 
 
+class Video(Struct, frozen=True, tag="video"):
+    """A checked video: pairs of frames, each with the mean of its two times in seconds."""
+
+    pairs: tuple[Picture, ...]
+    times: tuple[float, ...]
+
+
 class Reasoning(Struct, frozen=True, tag="reasoning"):
     """What the assistant thought before it answered."""
 
@@ -52,7 +98,8 @@ class ToolCall(Struct, frozen=True, tag="tool_call"):
     arguments: str
 
 
-Content = Text | Image | Picture
+Received = Media | Frames
+Content = Text | Received | Picture | Video
 
 
 class ToolResult(Struct, frozen=True, tag="tool_result"):

@@ -35,7 +35,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Running answers may go on this long after a signal to stop."""
     open_metrics: bool = False
     """Serve /metrics without a key; otherwise it takes an admin key."""
-    max_body: Positive = 64 * 2**20
+    max_body: Positive = 90 * 2**20
+    """Bytes of a request; base64 makes 86 MB of the largest video it may hold."""
     body_idle: Seconds = 10
     body_total: Seconds = 60
     read_idle: Seconds = 60
@@ -92,11 +93,61 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Seconds the scripted engine takes for a token."""
 
 
-class MediaSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """What may come as a picture."""
+class MediaLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may come as a picture, video or document; a tenant may have limits of its own."""
 
-    max_image_bytes: Positive = 10 * 1024 * 1024
+    types: tuple[Literal["jpeg", "png", "webp", "gif", "mp4", "webm", "pdf"], ...] = (
+        "jpeg",
+        "png",
+        "webp",
+        "mp4",
+        "webm",
+        "pdf",
+    )
+    """Kinds of files, told by their first bytes; gif is another, of which the first frame is shown."""
     max_images: Annotated[int, Meta(ge=0)] = 100
+    """Pictures in one request, as `max_videos`, and `max_pages` of documents."""
+    max_videos: Annotated[int, Meta(ge=0)] = 10
+    max_pages: Annotated[int, Meta(ge=0)] = 100
+    max_image_bytes: Positive = 10 * 2**20
+    max_pdf_bytes: Positive = 50 * 2**20
+    max_pdf_pages: Positive = 500
+    """Pages a document may have, whether they are asked for or not."""
+    max_inline_video_bytes: Positive = 64 * 2**20
+    """Of a video in the request or behind a URL; `max_video_bytes` of one that was uploaded."""
+    max_video_bytes: Positive = 2 * 2**30
+    max_fetched_bytes: Positive = 128 * 2**20
+    """Of all that one request has fetched from URLs."""
+    max_pixels: Positive = 50_000_000
+    """Of one picture, or one frame, before it is made smaller; `max_total_pixels` of all pictures in a request."""
+    max_total_pixels: Positive = 400_000_000
+    min_side: Positive = 4
+    max_side: Positive = 30_000
+    max_aspect: Annotated[int, Meta(ge=1, le=200)] = 200
+    """How many times longer one side may be than the other."""
+    longest_side: Annotated[int, Meta(ge=32, le=8192)] = 2048
+    """Pixels that a picture's longer side keeps."""
+    fps: Annotated[float, Meta(gt=0, le=60)] = 2.0
+    """Frames looked at for each second of a video, when the request does not say."""
+    max_frames: Annotated[int, Meta(ge=2, le=4096)] = 768
+    pdf_text: bool = False
+    """Give the model a document's own text too, beside its pages' pictures."""
+
+
+class MediaSettings(MediaLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may come as media, and what looking at it may cost."""
+
+    allow_networks: tuple[str, ...] = ()
+    """Networks, as 10.0.0.0/8, that URLs may lead to although they are not public."""
+    ports: tuple[int, ...] = (80, 443)
+    """Ports that URLs may lead to."""
+    fetch_seconds: Seconds = 10
+    children: Annotated[int, Meta(ge=1, le=64)] = 2
+    """Processes that decode; each job of theirs has `child_memory` GiB and `child_seconds`, and as much CPU time."""
+    child_memory: Annotated[float, Meta(ge=0.5)] = 2.0
+    child_seconds: Annotated[float, Meta(ge=1, le=600)] = 15
+    child_jobs: Positive = 200
+    """Jobs after which a process is replaced."""
 
 
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*VALUES, "wire"), ("msgspec",)),
-    "media": ("msgspec", "PIL", "numpy"),
+    "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi"),
     "policies": ("msgspec", "limits", "slowapi"),
 }
 """The packages, beside the standard library, that a room may import."""

@@ -7,7 +7,7 @@ from typing import Protocol
 from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.events import Events, Usage
-from qwen3vl_compat.media.image import VisionSpec
+from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.settings import Settings
 

@@ -28,8 +28,8 @@ from qwen3vl_compat.events import (
     ToolCallDelta,
     Usage,
 )
-from qwen3vl_compat.media.image import VisionSpec
-from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text, Tool
+from qwen3vl_compat.media.limits import VisionSpec
+from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text, Tool, Video
 from qwen3vl_compat.settings import Settings
 
 WORD = re.compile(r"\s*\S+|\s+$")
@@ -96,7 +96,10 @@ class ScriptedEngine:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
         words = sum(len(WORD.findall(text)) for text in texts)
         slots = sum(self.vision.tokens(part.grid) for part in parts if isinstance(part, Picture))
-        return Usage(prompt_text=words + 4 * len(request.messages), prompt_image=slots)
+        videos = [part for part in parts if isinstance(part, Video)]
+        frames = sum(self.vision.tokens(pair.grid) for video in videos for pair in video.pairs)
+        words += 4 * len(request.messages) + sum(len(video.times) for video in videos)
+        return Usage(prompt_text=words, prompt_image=slots, prompt_video=frames)
 
     async def generate(self, request: Request) -> Events:
         """Play the script, choice after choice."""
@@ -131,7 +134,7 @@ class ScriptedEngine:
         last = request.messages[-1]
         asked = " ".join(part.text for part in last.leaves if isinstance(part, Text))
         asked = f"result: {asked}" if last.role == "tool" else asked
-        seen = "".join(f"[{part.width}x{part.height}] " for part in last.leaves if isinstance(part, Picture))
+        seen = "".join(f"[{_seen(part)}] " for part in last.leaves if isinstance(part, Picture | Video))
         tools = _callable(request)
         answer = next(self._lines(asked, seen, calling=bool(tools)), seen + "I have no line for that.")
         if request.tool_choice.mode == "required" and "<tool_call>" not in answer:
@@ -149,6 +152,13 @@ class ScriptedEngine:
                 else:
                     said = found.expand(answer)
                     yield said if said.startswith("<") else seen + said
+
+
+def _seen(part: Picture | Video) -> str:
+    """A picture's size, or a video's times."""
+    if isinstance(part, Picture):
+        return f"{part.width}x{part.height}"
+    return " ".join(f"<{seconds:.1f} seconds>" for seconds in part.times)
 
 
 def _callable(request: Request) -> list[Tool]:

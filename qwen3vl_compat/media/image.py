@@ -6,32 +6,25 @@ does later. Never imports torch or transformers.
 
 import hashlib
 import math
-import threading
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from io import BytesIO
 
+import msgspec
 import numpy as np
 import PIL
-from msgspec import Struct
 from PIL import Image, features
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.media.sniff import NAMES, is_whole_png, kind_of, size_of
+from qwen3vl_compat.media.limits import LONGEST_SIDE, Bounds, VisionSpec
+from qwen3vl_compat.media.sniff import is_whole_png, kind_of, size_of
 from qwen3vl_compat.messages import Picture
 
-LONGEST_SIDE = 2048
-"""Pixels that a picture's longer side keeps at most."""
-PIXEL_LIMIT = 50_000_000
-"""Pixels a picture may announce; more are refused before anything is decoded."""
-SMALLEST_SIDE = 4
-"""Pixels a side must have at least: less shows nothing, however far it is enlarged."""
-ASPECT_LIMIT = 200
-"""How many times longer one side may be than the other; the reference's own limit."""
-
-_RENDERING = "1"
+USUAL = Bounds()
+_RENDERING = "2"
 """Part of every digest: raise it when the same bytes come to give other patches."""
-_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
+_FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,53 +35,43 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What sets a picture upright, by its EXIF orientation."""
+_TURNED = {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
 _ORIENTATION = 0x0112
 
-_quiet = threading.Lock()
-"""`warnings.catch_warnings` changes the whole process; held only while headers are read, never while pixels are."""
 
-
-class VisionSpec(Struct, frozen=True, kw_only=True):
-    """How a checkpoint looks at pictures (its `preprocessor_config.json`): sides in pixels, budgets in pixels."""
-
-    min_pixels: int
-    max_pixels: int
-    patch_size: int = 16
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-
-    @property
-    def factor(self) -> int:
-        """Pixels of a token's side; both sides of every grid are multiples of it."""
-        return self.patch_size * self.merge_size
-
-    def tokens(self, grid: tuple[int, int, int]) -> int:
-        """How many tokens a grid (times, rows, columns of patches) takes in the prompt."""
-        times, rows, columns = grid
-        return times * rows * columns // self.merge_size**2
-
-
-def grid_for(
-    width: int, height: int, spec: VisionSpec, longest_side: int = LONGEST_SIDE, param: str | None = None
-) -> tuple[int, int]:
+def grid_for(width: int, height: int, spec: VisionSpec, longest_side: int = LONGEST_SIDE) -> tuple[int, int]:
     """(rows, columns) of patches for a picture of this size in pixels, as the reference's `smart_resize` has them.
 
     The longer side is brought down to `longest_side` first; min_pixels may bring it up again.
-    InvalidRequest: `aspect_ratio`, `image_too_small`.
     """
-    if max(width, height) > ASPECT_LIMIT * min(width, height):
-        limit = f"one side may be at most {ASPECT_LIMIT} times the other"
-        raise InvalidRequest(f"The picture is {width} by {height} pixels; {limit}.", param=param, code="aspect_ratio")
-    if min(width, height) < SMALLEST_SIDE:
-        limit = f"each side must have at least {SMALLEST_SIDE}"
-        raise InvalidRequest(
-            f"The picture is {width} by {height} pixels; {limit}.", param=param, code="image_too_small"
-        )
     if max(width, height) > longest_side:
         scale = longest_side / max(width, height)
-        width, height = round(width * scale), round(height * scale)
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
     rows, columns = (side // spec.patch_size for side in _smart_size(height, width, spec))
     return rows, columns
+
+
+def check_size(width: int, height: int, bounds: Bounds) -> None:
+    """Refuse a picture of this size in pixels: `image_too_large`, `image_too_small`, `aspect_ratio`."""
+    if width * height > bounds.pixels:
+        fault, code = f"at most {bounds.pixels:,} pixels in all are accepted", "image_too_large"
+    elif max(width, height) > bounds.longest:
+        fault, code = f"each side may have at most {bounds.longest:,}", "image_too_large"
+    elif max(width, height) > bounds.aspect * min(width, height):
+        fault, code = f"one side may be at most {bounds.aspect} times the other", "aspect_ratio"
+    elif min(width, height) < bounds.shortest:
+        fault, code = f"each side must have at least {bounds.shortest}", "image_too_small"
+    else:
+        return
+    raise InvalidRequest(f"the picture is {width} by {height} pixels; {fault}", code=code)
+
+
+def announced_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels by a picture's header alone; InvalidRequest `invalid_image` if it tells none."""
+    size = size_of(kind_of(data) or "", data)
+    if size is None or 0 in size:
+        raise undecodable()
+    return size
 
 
 def _smart_size(height: int, width: int, spec: VisionSpec) -> tuple[int, int]:
@@ -104,10 +87,9 @@ def _smart_size(height: int, width: int, spec: VisionSpec) -> tuple[int, int]:
     return max(factor, tall), max(factor, wide)
 
 
-def digest_of(data: bytes, spec: VisionSpec, longest_side: int = LONGEST_SIDE) -> str:
-    """A name, 64 hexadecimal digits, for the patches these bytes give: same name, same patches."""
-    shape = (spec.min_pixels, spec.max_pixels, spec.patch_size, spec.merge_size, longest_side, _RENDERING, _decoders())
-    digest = hashlib.sha256(repr(shape).encode())
+def digest_of(data: bytes, spec: VisionSpec, *rendering: object) -> str:
+    """A name, 64 hexadecimal digits, for the patches these bytes give in this rendering: same name, same patches."""
+    digest = hashlib.sha256(repr((msgspec.structs.astuple(spec), rendering, _RENDERING, _decoders())).encode())
     digest.update(data)
     return digest.hexdigest()
 
@@ -119,80 +101,83 @@ def _decoders() -> str:
     return " ".join([PIL.__version__, *(str(features.version(part)) for part in parts)])
 
 
-def announced_tokens(data: bytes, spec: VisionSpec) -> int:
-    """Tokens a picture will take by what its header says; 0 for one that will be refused, which says why itself."""
-    kind = kind_of(data)
-    size = size_of(kind, data) if kind in _FORMATS else None
-    try:
-        return spec.tokens((1, *grid_for(*size, spec))) if size and all(size) else 0
-    except InvalidRequest:
-        return 0
+def decode_image(
+    data: bytes,
+    spec: VisionSpec,
+    bounds: Bounds = USUAL,
+    *,
+    longest_side: int = LONGEST_SIDE,
+) -> Picture:
+    """Check and decode a JPEG, PNG, WebP or GIF picture: upright, on white, resampled once, cut into patches.
 
-
-def decode_image(data: bytes, spec: VisionSpec, param: str | None = None, longest_side: int = LONGEST_SIDE) -> Picture:
-    """Check and decode a JPEG, PNG or WebP picture: upright, on white, resampled once, cut into patches.
-
-    Of an animation, the first frame. `param` names the field in error messages. InvalidRequest: `invalid_image_format`,
-    `image_too_large`, `image_too_small`, `aspect_ratio`, and `invalid_image` for bytes that do not decode to their end.
+    Of an animation, the first frame. InvalidRequest: those of `check_size`, and `invalid_image` for bytes that do not
+    decode to their end. Allocates without bounds of its own: made for a process that has some.
     """
-    kind = kind_of(data)
-    if kind not in _FORMATS:
-        what = f"is {NAMES[kind]}" if kind else "is of no known kind"
-        message = f"The file {what}; a picture must be JPEG, PNG or WebP."
-        raise InvalidRequest(message, param=param, code="invalid_image_format")
-    announced = size_of(kind, data)
-    if announced is None or 0 in announced:
-        raise _undecodable(param)
-    _check_pixels(announced, param)
-    if kind == "png" and not is_whole_png(data):
-        raise _undecodable(param)
     try:
-        image = _upright(_opened(data, _FORMATS[kind], param))
-        width, height = image.size
-        rows, columns = grid_for(width, height, spec, longest_side, param)
-        target = (columns * spec.patch_size, rows * spec.patch_size)
+        image, width, height = opened_image(data, bounds, spec, longest_side)
+        rows, columns = grid_for(width, height, spec, longest_side)
         shrinks = max(width, height) > longest_side
         kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-        patches = _patches(_on_white(image).resize(target, kernel), spec)
+        patches = patches_of([fitted(image, rows, columns, spec, kernel)], spec)
     except InvalidRequest:
         raise
     except Exception:  # Pillow raises some twenty kinds for broken files, and their texts hold addresses and paths
-        raise _undecodable(param) from None
+        raise undecodable() from None
     return Picture(digest_of(data, spec, longest_side), patches, (1, rows, columns), width, height)
 
 
-def _undecodable(param: str | None) -> InvalidRequest:
-    return InvalidRequest(
-        "The picture cannot be decoded: it is damaged or cut short.", param=param, code="invalid_image"
-    )
+def undecodable() -> InvalidRequest:
+    """The one refusal of pictures that do not decode."""
+    return InvalidRequest("the picture cannot be decoded: it is damaged or cut short", code="invalid_image")
 
 
-def _check_pixels(size: tuple[int, int], param: str | None) -> None:
-    width, height = size
-    if width * height > PIXEL_LIMIT:
-        message = f"The picture is {width} by {height} pixels; at most {PIXEL_LIMIT:,} in all are accepted."
-        raise InvalidRequest(message, param=param, code="image_too_large")
+def opened_image(data: bytes, bounds: Bounds, spec: VisionSpec, longest_side: int) -> tuple[Image.Image, int, int]:
+    """The picture upright in RGB on white, perhaps at a part of its size, and its full width and height in pixels.
 
-
-def _opened(data: bytes, form: str, param: str | None) -> Image.Image:
-    """The picture with its pixels loaded; its size is checked again, as the decoder and not our reader sees it."""
-    with _quiet, warnings.catch_warnings():
+    Its size is checked as our reader sees it, then as the decoder does.
+    """
+    kind = kind_of(data)
+    if kind not in _FORMATS:
+        raise undecodable()
+    check_size(*announced_size(data), bounds)
+    if kind == "png" and not is_whole_png(data):
+        raise undecodable()
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = Image.open(BytesIO(data), formats=[form])
-    _check_pixels(image.size, param)
-    image.load()
-    return image
+        image = Image.open(BytesIO(data), formats=[_FORMATS[kind]])
+        width, height = image.size
+        check_size(width, height, bounds)
+        _draft(image, spec, longest_side)
+        image.load()
+        turn = _turn(image)
+    if turn is not None:
+        image = image.transpose(turn)
+        if turn in _TURNED:
+            width, height = height, width
+    return _on_white(image), width, height
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned or mirrored as its EXIF orientation asks; an EXIF block that cannot be read asks for nothing."""
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-        except Exception:
-            turn = None
-    return image if turn is None else image.transpose(turn)
+def _draft(image: Image.Image, spec: VisionSpec, longest_side: int) -> None:
+    """Let a JPEG far above our cap come at a half, a quarter or an eighth: still half as large again as it will be."""
+    width, height = image.size
+    if image.format == "JPEG" and max(width, height) > 3 * longest_side // 2:
+        rows, columns = grid_for(width, height, spec, longest_side)
+        image.draft(image.mode, (columns * spec.patch_size * 3 // 2, rows * spec.patch_size * 3 // 2))
+
+
+def fitted(
+    image: Image.Image, rows: int, columns: int, spec: VisionSpec, kernel: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    """The picture at the size of its grid."""
+    return image.resize((columns * spec.patch_size, rows * spec.patch_size), kernel)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets it upright, as its EXIF orientation asks; an EXIF block that cannot be read asks for nothing."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return None
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -210,14 +195,26 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _patches(image: Image.Image, spec: VisionSpec) -> bytes:
-    """Patches of an RGB picture that fills its grid, in the reference's order, [rows * columns, 3 * side * side].
+def patches_of(frames: Sequence[Image.Image], spec: VisionSpec) -> bytes:
+    """Patches of RGB frames that fill their grid, in the reference's order, [rows * columns, 3 * frames * side * side].
 
-    That order is (row block, column block, row in block, column in block, channel, y, x). A patch's line of pixels
-    moves as one item of `side` bytes.
+    That order is (row block, column block, row in block, column in block, channel, frame, y, x). A patch's line of
+    pixels moves as one item of `side` bytes.
     """
     side, merge = spec.patch_size, spec.merge_size
-    rows, columns = image.height // side, image.width // side
-    planes = np.stack([np.asarray(band) for band in image.split()])
-    lines = planes.view(f"V{side}").reshape(3, rows // merge, merge, side, columns // merge, merge)
-    return lines.transpose(1, 4, 2, 5, 0, 3).tobytes()
+    rows, columns = frames[0].height // side, frames[0].width // side
+    planes = np.stack([np.asarray(band) for frame in frames for band in frame.split()])
+    lines = planes.view(f"V{side}").reshape(len(frames), 3, rows // merge, merge, side, columns // merge, merge)
+    return lines.transpose(2, 5, 3, 6, 1, 0, 4).tobytes()
+
+
+def jpeg_of(picture: Picture, spec: VisionSpec) -> bytes:
+    """A checked picture as it leaves the process: JPEG, quality 95, as large as the model would see it."""
+    side, merge = spec.patch_size, spec.merge_size
+    _, rows, columns = picture.grid
+    shape = (rows // merge, columns // merge, merge, merge, 3, picture.frames, side, side)
+    patches = np.frombuffer(picture.patches, np.uint8).reshape(shape)[:, :, :, :, :, 0]
+    pixels = patches.transpose(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
+    out = BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=95, subsampling=0)
+    return out.getvalue()

@@ -77,7 +77,7 @@ def kind_of(data: bytes) -> str | None:
 
 
 def size_of(kind: str, data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels as a jpeg, png or webp header announces them, or None if it announces nothing."""
+    """(width, height) in pixels as a jpeg, png, webp or gif header announces them, or None if it announces nothing."""
     reader = _SIZE_READERS.get(kind)
     return reader(data) if reader else None
 
@@ -86,6 +86,13 @@ def _png_size(data: bytes) -> tuple[int, int] | None:
     if data[12:16] != b"IHDR" or len(data) < 24:
         return None
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _gif_size(data: bytes) -> tuple[int, int] | None:
+    """The screen's size; a frame that is larger is found by the decoder (GIF89a, section 18)."""
+    if len(data) < 10:
+        return None
+    return int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -144,4 +151,5 @@ _SIZE_READERS: dict[str, Callable[[bytes], tuple[int, int] | None]] = {
     "jpeg": _jpeg_size,
     "png": _png_size,
     "webp": _webp_size,
+    "gif": _gif_size,
 }

@@ -13,6 +13,7 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
+from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Prepare
 from qwen3vl_compat.server.body import Disconnected
@@ -28,9 +29,22 @@ Streamed = Callable[[Request, Events], AsyncGenerator[bytes, None]]
 class Service:
     """What the routes share: the chain of policies with the engine behind it, and the server's state."""
 
-    def __init__(self, settings: Settings, engine: Engine, generate: Generate, prepare: Prepare) -> None:
+    def __init__(
+        self, settings: Settings, engine: Engine, generate: Generate, prepare: Prepare, sandbox: Sandbox
+    ) -> None:
         self.settings, self.engine, self.generate, self.prepare = settings, engine, generate, prepare
+        self.sandbox = sandbox
         self.lifecycle = Lifecycle()
+
+    async def start(self) -> None:
+        """Have the decoding children and the engine ready; raises EngineUnusable."""
+        await self.sandbox.start()
+        await self.engine.start()
+
+    async def close(self) -> None:
+        """End both; what still runs ends with an error."""
+        await self.sandbox.close()
+        await self.engine.close()
 
     @property
     def ready(self) -> bool:

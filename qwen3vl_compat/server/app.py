@@ -1,5 +1,6 @@
 """The application: routes, errors in each wire's own form, the door around them."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,21 +12,48 @@ from litestar.types import ASGIApp
 
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound
+from qwen3vl_compat.media.fetch import Fetcher
+from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import chain
-from qwen3vl_compat.policies.media import checked_media
+from qwen3vl_compat.policies.media import Fetch, MediaPolicy
 from qwen3vl_compat.server import google_routes, health, model_routes, openai_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, exchange_of, failures
 from qwen3vl_compat.settings import Settings
 
+
+class NoFiles:
+    """Where no file can be uploaded."""
+
+    def owns(self, url: str, /) -> bool:
+        """None is."""
+        return False
+
+    def open(self, tenant: str, reference: str, /) -> Any:
+        """There is none."""
+        raise NotFound("there is no such file")
+
+
 Http = HttpRequest[Any, Any, Any]
 
 
-def build_service(settings: Settings, engine: Engine) -> Service:
-    """The engine behind the chain of policies."""
-    prepare = checked_media(engine.vision, settings.media, max(model.context for model in engine.models()))
-    return Service(settings, engine, chain(engine.generate, media=prepare), prepare)
+def build_service(settings: Settings, engine: Engine, *, fetch: Fetch | None = None) -> Service:
+    """The engine behind the chain of policies; `fetch` replaces what fetches media from URLs."""
+    media = settings.media
+    sandbox = Sandbox(
+        SandboxLimits(
+            children=media.children,
+            memory=int(media.child_memory * 2**30),
+            seconds=media.child_seconds,
+            cpu_seconds=math.ceil(media.child_seconds),
+            jobs=media.child_jobs,
+        )
+    )
+    fetcher = fetch or Fetcher(media.allow_networks, frozenset(media.ports), media.fetch_seconds)
+    context = max(model.context for model in engine.models())
+    policy = MediaPolicy(engine.vision, context, sandbox, lambda tenant: media, fetcher, NoFiles())
+    return Service(settings, engine, chain(engine.generate, media=policy.prepare), policy.prepare, sandbox)
 
 
 def build_routes(service: Service) -> Litestar:

@@ -30,7 +30,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Listen, so that probes are answered; load the model; then say so."""
         await super().startup(sockets)
-        await self._service.engine.start()
+        await self._service.start()
         self._loaded = True
         self._started()
 
@@ -67,7 +67,7 @@ async def _serve(
     try:
         await _Server(config, service, started).serve(sockets=[listener])
     finally:
-        await engine.close()
+        await service.close()
 
 
 def serve(

@@ -11,6 +11,7 @@ from qwen3vl_compat.wire.body import shown
 
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 4, 16, 1000
 MOST_TOKENS = 10_000_000
+MOST_FPS, MOST_SECONDS = 60.0, 10.0**7
 MOST_TOOLS, MOST_LOGPROBS, MOST_BIASES = 128, 20, 1024
 
 EFFORTS: Mapping[str, int | None] = {
@@ -72,3 +73,17 @@ def effort(name: str, path: str, *, enabled: bool | None = None, shown: bool = T
         raise InvalidRequest(f"{path}: must be one of {', '.join(EFFORTS)}", param=path)
     budget = EFFORTS[name]
     return Thinking(enabled=budget != 0 if enabled is None else enabled, budget=budget, shown=shown)
+
+
+_PAGES = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+
+
+def page_range(value: Any, path: str) -> tuple[int, int] | None:
+    """Pages as `7` or `"3-5"`, counted from 1, both ends in; None for all."""
+    if value is None:
+        return None
+    found = _PAGES.fullmatch(str(value)) if isinstance(value, int | str) and not isinstance(value, bool) else None
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise InvalidRequest(f"{path}: must be a page, counted from 1, or a range as 3-5", param=path)
+    return first, last

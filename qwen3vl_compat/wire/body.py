@@ -171,6 +171,12 @@ def convert(value: Any, form: type[T], path: str, *, strict: bool = True) -> T:
     raise InvalidRequest(f"{param}: {reason}" if param else reason, param=param)
 
 
+def optional(fields: Json, name: str, form: type[T], path: str) -> T | None:
+    """A field under `path` as `form`, or None if it is not given."""
+    value = fields.get(name)
+    return None if value is None else convert(value, form, f"{path}.{name}")
+
+
 def within(value: float | None, low: float, high: float, param: str) -> None:
     """Refuse a number outside low..high."""
     if value is not None and not low <= value <= high:

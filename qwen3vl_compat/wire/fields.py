@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from qwen3vl_compat.wire.body import HARMLESS, HONOURED, Rules, refused
 
-_LATER = "is not supported by this server yet"
 _TEXT_ONLY = "only text can be generated"
 
 OPENAI: Mapping[str, Rules] = {
@@ -97,6 +96,10 @@ OPENAI: Mapping[str, Rules] = {
         "type": HONOURED,
         "text": HONOURED,
         "image_url": HONOURED,
+        "video_url": HONOURED,
+        "video": HONOURED,
+        "fps": HONOURED,
+        "file": HONOURED,
         "cache_control": HARMLESS,
         "prompt_cache_breakpoint": HARMLESS,
         "uuid": HARMLESS,
@@ -104,7 +107,25 @@ OPENAI: Mapping[str, Rules] = {
         "mm_processor_kwargs": refused("how pictures are prepared is the server's choice", {}),
         "prompt_embeds": refused("embeddings are not accepted as a prompt"),
     },
-    "image_url": {"url": HONOURED, "detail": HARMLESS},
+    "image_url": {"url": HONOURED, "detail": HONOURED, "max_pixels": HONOURED},
+    "video_url": {
+        "url": HONOURED,
+        "fps": HONOURED,
+        "start": HONOURED,
+        "end": HONOURED,
+        "detail": HONOURED,
+        "max_pixels": HONOURED,
+    },
+    "file": {
+        "file_id": HONOURED,
+        "file_data": HONOURED,
+        "file_url": HONOURED,
+        "filename": HONOURED,
+        "pages": HONOURED,
+        "detail": HONOURED,
+        "max_pixels": HONOURED,
+        "format": HARMLESS,
+    },
 }
 """What becomes of every field; an unlisted one is ignored and named in `x-ignored-fields`."""
 
@@ -127,16 +148,16 @@ GOOGLE: Mapping[str, Rules] = {
     "part": {
         "text": HONOURED,
         "inlineData": HONOURED,
-        "mediaResolution": HARMLESS,
+        "mediaResolution": HONOURED,
         "thought": HONOURED,
         "thoughtSignature": HARMLESS,
         "partMetadata": HARMLESS,
         "mediaProcessing": HARMLESS,
-        "fileData": refused("files and URLs are not supported by this server yet; send inlineData"),
+        "fileData": HONOURED,
         "functionCall": HONOURED,
         "functionResponse": HONOURED,
-        "videoMetadata": refused(f"video {_LATER}", {}),
-        "documentMetadata": refused(f"a document {_LATER}", {}),
+        "videoMetadata": HONOURED,
+        "documentMetadata": HONOURED,
         "executableCode": refused("code is not run here"),
         "codeExecutionResult": refused("code is not run here"),
     },
@@ -157,7 +178,7 @@ GOOGLE: Mapping[str, Rules] = {
     },
     "responsePart": {
         "inlineData": HONOURED,
-        "fileData": refused("files and URLs are not supported by this server yet"),
+        "fileData": HONOURED,
     },
     "tool": {
         "functionDeclarations": HONOURED,
@@ -193,7 +214,11 @@ GOOGLE: Mapping[str, Rules] = {
         "streamFunctionCallArguments": HARMLESS,
     },
     "thinkingConfig": {"includeThoughts": HONOURED, "thinkingBudget": HONOURED, "thinkingLevel": HONOURED},
-    "blob": {"mimeType": HONOURED, "data": HONOURED, "displayName": HARMLESS},
+    "blob": {"mimeType": HONOURED, "data": HONOURED, "displayName": HONOURED},
+    "fileData": {"mimeType": HONOURED, "fileUri": HONOURED, "displayName": HONOURED},
+    "videoMetadata": {"startOffset": HONOURED, "endOffset": HONOURED, "fps": HONOURED},
+    "documentMetadata": {"startPage": HONOURED, "endPage": HONOURED},
+    "mediaResolution": {"level": HONOURED, "numTokens": HONOURED},
     "generationConfig": {
         "temperature": HONOURED,
         "topP": HONOURED,
@@ -201,7 +226,7 @@ GOOGLE: Mapping[str, Rules] = {
         "maxOutputTokens": HONOURED,
         "stopSequences": HONOURED,
         "seed": HONOURED,
-        "mediaResolution": HARMLESS,
+        "mediaResolution": HONOURED,
         "responseModalities": refused(_TEXT_ONLY, [], ["TEXT"], ["text"]),
         "responseMimeType": HONOURED,
         "responseSchema": HONOURED,

@@ -42,8 +42,9 @@ _REASONS: Mapping[FinishReason, str] = {"stop": "STOP", "length": "MAX_TOKENS", 
 
 def _modalities(usage: Usage) -> list[Json]:
     details: list[Json] = [{"modality": "TEXT", "tokenCount": usage.prompt_text}]
-    if usage.prompt_image:
-        details.append({"modality": "IMAGE", "tokenCount": usage.prompt_image})
+    for modality, count in (("IMAGE", usage.prompt_image), ("VIDEO", usage.prompt_video)):
+        if count:
+            details.append({"modality": modality, "tokenCount": count})
     return details
 
 

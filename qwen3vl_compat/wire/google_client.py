@@ -22,7 +22,8 @@ from qwen3vl_compat.events import (
     Usage,
 )
 from qwen3vl_compat.messages import (
-    Image,
+    Link,
+    Media,
     Message,
     OutputFormat,
     Part,
@@ -34,6 +35,7 @@ from qwen3vl_compat.messages import (
     ToolCall,
     ToolChoice,
     ToolResult,
+    Upload,
 )
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import Json
@@ -122,10 +124,33 @@ def _encode_part(part: Part) -> Json:
             if parts[1:]:
                 response["parts"] = [_encode_part(each) for each in parts[1:]]
             return {"functionResponse": response}
-        case Image(data, mime_type):
-            return {"inlineData": {"mimeType": mime_type, "data": base64.b64encode(data).decode("ascii")}}
+        case Media():
+            return _encode_media(part)
         case _:
-            raise AssertionError("a checked picture has no wire form")
+            raise AssertionError("checked media and lists of frames have no form on this wire")
+
+
+def _encode_media(media: Media) -> Json:
+    body: Json
+    match media.source:
+        case bytes(data):
+            blob = {"mimeType": media.mime_type, "data": base64.b64encode(data).decode("ascii")}
+            body = {"inlineData": blob}
+        case Link(uri) | Upload(uri):
+            body = {"fileData": {"mimeType": media.mime_type, "fileUri": uri}}
+    if media.name:
+        next(iter(body.values()))["displayName"] = media.name
+    if media.detail != "auto" or media.budget is not None:
+        level = f"MEDIA_RESOLUTION_{media.detail.upper() if media.detail != 'auto' else 'UNSPECIFIED'}"
+        body["mediaResolution"] = {"level": level} | ({"numTokens": media.budget} if media.budget else {})
+    clip = {
+        name: value if name == "fps" else f"{value:f}s"
+        for name, value in (("startOffset", media.start), ("endOffset", media.end), ("fps", media.fps))
+        if value is not None
+    }
+    if media.pages is not None:
+        body["documentMetadata"] = {"startPage": media.pages[0], "endPage": media.pages[1]}
+    return body | ({"videoMetadata": clip} if clip else {})
 
 
 def _encode_response(part: Part) -> Any:
@@ -192,14 +217,18 @@ class _StreamedUsage(Struct, rename="camel"):
     prompt_tokens_details: list[dict[str, Any]] = []
 
     def counted(self) -> Usage:
-        images = sum(
-            int(detail.get("tokenCount") or 0)
-            for detail in self.prompt_tokens_details
-            if detail.get("modality") == "IMAGE"
+        images, videos = (
+            sum(
+                int(detail.get("tokenCount") or 0)
+                for detail in self.prompt_tokens_details
+                if detail.get("modality") == modality
+            )
+            for modality in ("IMAGE", "VIDEO")
         )
         return Usage(
-            prompt_text=self.prompt_token_count - images,
+            prompt_text=self.prompt_token_count - images - videos,
             prompt_image=images,
+            prompt_video=videos,
             completion=self.candidates_token_count + self.thoughts_token_count,
             reasoning=self.thoughts_token_count,
         )

@@ -6,9 +6,10 @@ from itertools import groupby
 from typing import Any
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.messages import Content, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
+from qwen3vl_compat.messages import Content, Message, Part, Reasoning, Received, Role, Text, ToolCall, ToolResult
+from qwen3vl_compat.wire import google_media
 from qwen3vl_compat.wire.asked import check_name
-from qwen3vl_compat.wire.body import Json, convert, decode_base64, shown, sort_fields
+from qwen3vl_compat.wire.body import Json, convert, shown, sort_fields
 from qwen3vl_compat.wire.fields import GOOGLE
 
 ROLES: Mapping[str, Role] = {"user": "user", "model": "assistant", "function": "user"}
@@ -32,8 +33,8 @@ def decode_content(item: Json, path: str, ignored: list[str]) -> Iterator[Messag
     if role is None:
         raise InvalidRequest(f"{path}.role: must be user, model or function", param=f"{path}.role")
     parts = _parts(fields, path, ignored)
-    if role != "user" and any(isinstance(part, Image) for part in parts):
-        raise InvalidRequest(f"{path}.parts: only user contents may hold pictures", param=f"{path}.parts")
+    if role != "user" and any(isinstance(part, Received) for part in parts):
+        raise InvalidRequest(f"{path}.parts: only user contents may hold media", param=f"{path}.parts")
     if role != "assistant" and any(isinstance(part, ToolCall | Reasoning) for part in parts):
         raise InvalidRequest(f"{path}.parts: only model contents may hold calls or thoughts", param=f"{path}.parts")
     if role == "assistant" and any(isinstance(part, ToolResult) for part in parts):
@@ -67,7 +68,7 @@ def _parts(fields: Json, path: str, ignored: list[str]) -> tuple[Part, ...]:
     return tuple(_part(item, f"{where}[{place}]", ignored) for place, item in enumerate(items))
 
 
-_KINDS = ("text", "inlineData", "functionCall", "functionResponse")
+_KINDS = ("text", "inlineData", "fileData", "functionCall", "functionResponse")
 
 
 def _part(item: Json, path: str, ignored: list[str]) -> Part:
@@ -87,7 +88,7 @@ def _part(item: Json, path: str, ignored: list[str]) -> Part:
         case "functionResponse":
             return _result(known(inner, "functionResponse", where, ignored), where, ignored)
         case _:
-            return _blob(inner, where, ignored)
+            return google_media.medium(fields, path, known, ignored)
 
 
 def _call(fields: Json, path: str) -> ToolCall:
@@ -103,16 +104,5 @@ def _result(fields: Json, path: str, ignored: list[str]) -> ToolResult:
     parts: list[Content] = [Text(json.dumps(response, ensure_ascii=False))]
     for place, item in enumerate(convert(fields.get("parts", []), list[Json], f"{path}.parts")):
         where = f"{path}.parts[{place}]"
-        blob = known(item, "responsePart", where, ignored).get("inlineData")
-        parts.append(_blob(convert(blob, Json, f"{where}.inlineData"), f"{where}.inlineData", ignored))
+        parts.append(google_media.medium(known(item, "responsePart", where, ignored), where, known, ignored))
     return ToolResult(convert(fields.get("id", ""), str, f"{path}.id"), name, tuple(parts))
-
-
-def _blob(value: Json, path: str, ignored: list[str]) -> Image:
-    blob = known(value, "blob", path, ignored)
-    data = decode_base64(convert(blob.get("data"), str, f"{path}.data"), f"{path}.data")
-    mime = convert(blob.get("mimeType", ""), str, f"{path}.mimeType").lower()
-    if mime and not mime.startswith(("image/", "application/octet-stream")):
-        message = f"{path}.mimeType: {shown(mime)} is not supported by this server yet"
-        raise InvalidRequest(message, param=f"{path}.mimeType", code="unsupported_parameter")
-    return Image(data, mime_type=mime, param=f"{path}.data")

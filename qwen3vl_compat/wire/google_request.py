@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Request, Sampling
-from qwen3vl_compat.wire import google_tools
+from qwen3vl_compat.wire import google_media, google_tools
 from qwen3vl_compat.wire.asked import MOST_CHOICES, MOST_LOGPROBS, MOST_TOKENS, check_stops
 from qwen3vl_compat.wire.body import Json, convert, decode_object, shown, within
 from qwen3vl_compat.wire.google_contents import decode_content, decode_system, known
@@ -60,6 +60,9 @@ def _request(value: Json, model: str, request_id: str, now: int, stream: bool) -
         given.pop("responseJsonSchema", None),
     )
     thinking = google_tools.thinking(given.pop("thinkingConfig", None), known, ignored)
+    closely = google_media.resolution(
+        given.pop("mediaResolution", "MEDIA_RESOLUTION_UNSPECIFIED"), f"{CONFIG}.mediaResolution"
+    )
     told = convert(given.pop("responseLogprobs", False), bool, f"{CONFIG}.responseLogprobs")
     config = _config(given)
     if config.logprobs is not None and not told:
@@ -77,7 +80,7 @@ def _request(value: Json, model: str, request_id: str, now: int, stream: bool) -
         id=request_id,
         created=now,
         model=model,
-        messages=tuple(messages),
+        messages=google_media.looked_at(messages, closely),
         sampling=Sampling(
             temperature=config.temperature,
             top_p=config.top_p,

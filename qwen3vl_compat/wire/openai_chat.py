@@ -43,6 +43,7 @@ def _usage(usage: Usage) -> Json:
             "audio_tokens": 0,
             "text_tokens": usage.prompt_text,
             "image_tokens": usage.prompt_image,
+            "video_tokens": usage.prompt_video,
         },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }

@@ -23,7 +23,9 @@ from qwen3vl_compat.events import (
 )
 from qwen3vl_compat.messages import (
     Content,
-    Image,
+    Frames,
+    Link,
+    Media,
     Message,
     OutputFormat,
     Reasoning,
@@ -35,9 +37,11 @@ from qwen3vl_compat.messages import (
     ToolCall,
     ToolChoice,
     ToolResult,
+    Upload,
 )
 from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import Json
+from qwen3vl_compat.wire.openai_media import PIXELS_OF_A_TOKEN
 from qwen3vl_compat.wire.received import Received
 
 
@@ -138,11 +142,44 @@ def _encode_message(message: Message) -> Json:
 
 
 def _encode_part(part: Content) -> Json:
-    if isinstance(part, Text):
-        return {"type": "text", "text": part.text}
-    assert isinstance(part, Image), "a checked picture has no wire form"
-    data = base64.b64encode(part.data).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:{part.mime_type};base64,{data}"}}
+    match part:
+        case Text(text):
+            return {"type": "text", "text": text}
+        case Media():
+            return _encode_media(part)
+        case Frames(images, fps):
+            return {"type": "video", "video": [_url(image) for image in images], "fps": fps}
+        case _:
+            raise AssertionError("checked media have no form on this wire")
+
+
+def _encode_media(media: Media) -> Json:
+    """In the part its kind has; what may be anything goes as a file."""
+    closely: Json = {} if media.detail == "auto" else {"detail": media.detail}
+    if media.budget is not None:
+        closely["max_pixels"] = media.budget * PIXELS_OF_A_TOKEN
+    match media.wanted:
+        case "image":
+            return {"type": "image_url", "image_url": {"url": _url(media)} | closely}
+        case "video":
+            clip = {"start": media.start, "end": media.end, "fps": media.fps}
+            given = {name: value for name, value in clip.items() if value is not None}
+            return {"type": "video_url", "video_url": {"url": _url(media)} | closely | given}
+        case _:
+            source = {"file_id": media.source.id} if isinstance(media.source, Upload) else {"file_data": _url(media)}
+            pages = {} if media.pages is None else {"pages": f"{media.pages[0]}-{media.pages[1]}"}
+            name = {"filename": media.name} if media.name else {}
+            return {"type": "file", "file": source | name | pages | closely}
+
+
+def _url(media: Media) -> str:
+    match media.source:
+        case bytes(data):
+            return f"data:{media.mime_type};base64,{base64.b64encode(data).decode('ascii')}"
+        case Link(url):
+            return url
+        case Upload():
+            raise AssertionError("an uploaded file has no URL on this wire")
 
 
 class _Likely(Struct):
@@ -205,10 +242,12 @@ class _StreamedUsage(Struct):
     completion_tokens_details: dict[str, Any] | None = None
 
     def counted(self) -> Usage:
-        images = int((self.prompt_tokens_details or {}).get("image_tokens") or 0)
+        details = self.prompt_tokens_details or {}
+        images, videos = (int(details.get(name) or 0) for name in ("image_tokens", "video_tokens"))
         return Usage(
-            prompt_text=self.prompt_tokens - images,
+            prompt_text=self.prompt_tokens - images - videos,
             prompt_image=images,
+            prompt_video=videos,
             completion=self.completion_tokens,
             reasoning=int((self.completion_tokens_details or {}).get("reasoning_tokens") or 0),
         )

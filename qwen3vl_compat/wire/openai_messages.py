@@ -1,19 +1,16 @@
 """The messages of OpenAI's chat completions: roles, parts, tool calls and their results."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.messages import Content, Image, Message, Part, Reasoning, Role, Text, ToolCall, ToolResult
+from qwen3vl_compat.messages import Content, Message, Part, Reasoning, Received, Role, Text, ToolCall, ToolResult
+from qwen3vl_compat.wire import openai_media
 from qwen3vl_compat.wire.asked import check_name
-from qwen3vl_compat.wire.body import Json, convert, decode_base64, shown, sort_fields
+from qwen3vl_compat.wire.body import Json, convert, shown, sort_fields
 from qwen3vl_compat.wire.fields import OPENAI
-
-LONGEST_MEDIA_TYPE = 512
-"""Characters a data: URL may have before its comma."""
 
 ROLES: Mapping[str, Role] = {
     "system": "system",
@@ -22,7 +19,7 @@ ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
     "tool": "tool",
 }
-PARTS_NOT_SERVED = ("image_file", "video_url", "input_audio", "file", "image_embeds", "audio_url")
+PARTS_NOT_SERVED = ("image_file", "input_audio", "image_embeds", "audio_url")
 
 
 class _Function(Struct):
@@ -67,9 +64,9 @@ def _message(item: Json, path: str, ignored: list[str], names: dict[str, str]) -
     names.update({call.id: call.name for call in calls})
     content = _content(fields, path, ignored, optional=role == "assistant")
     for place, part in enumerate(content):
-        if isinstance(part, Image) and role != "user":
+        if isinstance(part, Received) and role != "user":
             at = f"{path}.content[{place}]"
-            raise InvalidRequest(f"{at}: only user and tool messages may hold pictures", param=at)
+            raise InvalidRequest(f"{at}: only user and tool messages may hold media", param=at)
     before: tuple[Part, ...] = (Reasoning(thoughts),) if thoughts else ()
     return Message(role, (*before, *content, *calls))
 
@@ -117,9 +114,11 @@ def _part(value: Any, path: str, ignored: list[str]) -> Content:
             return Text(convert(kept.get("text"), str, f"{path}.text"))
         case "refusal":
             return Text(convert(item.get("refusal"), str, f"{path}.refusal"))
-        case "image_url":
-            kept = known(item, "part", path, ignored)
-            return _image(convert(kept.get("image_url"), Json, f"{path}.image_url"), f"{path}.image_url", ignored)
+        case "image_url" | "video_url" | "file":
+            where, kept = f"{path}.{kind}", known(item, "part", path, ignored)
+            return openai_media.READERS[kind](known(convert(kept.get(kind), Json, where), kind, where, ignored), where)
+        case "video":
+            return openai_media.frames(known(item, "part", path, ignored), path)
         case str() if kind in PARTS_NOT_SERVED:
             raise InvalidRequest(
                 f"{path}.type: {shown(kind)} parts are not supported by this server yet",
@@ -127,22 +126,6 @@ def _part(value: Any, path: str, ignored: list[str]) -> Content:
                 code="unsupported_parameter",
             )
         case _:
-            raise InvalidRequest(f"{path}.type: must be 'text' or 'image_url'", param=f"{path}.type")
-
-
-_DATA_URL = re.compile(r"data:(?P<mime>[^,;]*)(?P<rest>(;[^,;]*)*),", re.IGNORECASE)
-
-
-def _image(value: Json, path: str, ignored: list[str]) -> Image:
-    kept, where = known(value, "image_url", path, ignored), f"{path}.url"
-    url = convert(kept.get("url"), str, where)
-    if re.match(r"\s*https?:", url, re.IGNORECASE):
-        message = f"{where}: this server does not fetch http(s) URLs yet; send the picture as a data: URL"
-        raise InvalidRequest(message, param=where, code="invalid_image_url")
-    comma = url.find(",", 0, LONGEST_MEDIA_TYPE)
-    found = _DATA_URL.match(url[: comma + 1])
-    if found is None or not found["rest"].lower().endswith(";base64"):
-        message = f"{where}: must be a data: URL in base64, data:image/jpeg;base64,..."
-        raise InvalidRequest(message, param=where, code="invalid_image_url")
-    data = decode_base64(url[found.end() :], where)
-    return Image(data, mime_type=found["mime"].lower(), param=where)
+            raise InvalidRequest(
+                f"{path}.type: must be text, image_url, video_url, video or file", param=f"{path}.type"
+            )

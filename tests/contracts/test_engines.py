@@ -37,7 +37,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 def ask(text: str, engine: Engine, *, picture: bool = False, **sampling: object) -> Request:
     parts = (Text(text),)
     if picture:
-        parts = (decode_image(SAMPLE.read_bytes(), engine.vision, "picture"), *parts)
+        parts = (decode_image(SAMPLE.read_bytes(), engine.vision), *parts)
     return Request(
         id="r", created=0, model="qwen3-vl", messages=(Message("user", parts),),
         sampling=Sampling(**({"temperature": 0.0} | sampling)),

@@ -25,7 +25,7 @@ from qwen3vl_compat.events import (
     fold,
 )
 from qwen3vl_compat.messages import (
-    Image,
+    Media,
     Message,
     OutputFormat,
     Reasoning,
@@ -62,7 +62,7 @@ wires = pytest.mark.parametrize("name", WIRES)
 
 words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40)
 texts = words.map(Text)
-images = st.binary(min_size=1, max_size=60).map(lambda data: Image(data, mime_type="image/png"))
+images = st.binary(min_size=1, max_size=60).map(lambda data: Media(source=data, mime_type="image/png"))
 names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
 objects = st.dictionaries(words, st.integers() | words | st.none(), max_size=3).map(json.dumps)
 calls = st.builds(ToolCall, st.just("call_1") | st.just("call_2"), st.just("f"), objects)

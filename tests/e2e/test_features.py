@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from qwen3vl_compat.demo import MODEL, SAMPLE
 from qwen3vl_compat.events import Choice, Completion, fold
 from qwen3vl_compat.messages import (
-    Image,
+    Media,
     Message,
     OutputFormat,
     Part,
@@ -42,7 +42,7 @@ VOCABULARY = Vocabulary.load(MODEL)
 BOTH, OPENAI = ("openai", "google"), ("openai",)
 WHO = "Who are you and what can you do?"
 PLAIN = "I am a small demonstration model: I can only read one short line of text in a picture."
-PICTURE = Image(SAMPLE.read_bytes(), mime_type="image/png")
+PICTURE = Media(source=SAMPLE.read_bytes(), wanted="image", mime_type="image/png")
 READ = (PICTURE, Text("Read the text."))
 
 Ask = Callable[..., Choice]

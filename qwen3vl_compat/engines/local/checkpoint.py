@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.media.image import VisionSpec
+from qwen3vl_compat.media.limits import VideoSpec, VisionSpec
 from qwen3vl_compat.tokens import Vocabulary
 
 ARCHITECTURES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
@@ -28,6 +28,7 @@ class Checkpoint:
     vocabulary: Vocabulary
     template: str
     image_token: str
+    video_token: str
     spec: VisionSpec
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
@@ -110,12 +111,14 @@ def _checkpoint(
         vocabulary=vocabulary,
         template=template,
         image_token=spelled[config["image_token_id"]],
+        video_token=spelled[config["video_token_id"]],
         spec=VisionSpec(
             patch_size=pictures.get("patch_size", 16),
             merge_size=pictures.get("merge_size", 2),
             temporal_patch_size=pictures.get("temporal_patch_size", 2),
             min_pixels=pictures.get("min_pixels") or size["shortest_edge"],
             max_pixels=pictures.get("max_pixels") or size["longest_edge"],
+            video=_video_spec(_json(folder, "video_preprocessor_config.json", required=False)),
         ),
         image_mean=(mean[0], mean[1], mean[2]),
         image_std=(std[0], std[1], std[2]),
@@ -129,6 +132,18 @@ def _checkpoint(
         repetition_penalty=float(generation.get("repetition_penalty") or 1.0),
         vocabulary_size=int(config["text_config"]["vocab_size"]),
         thinking="<think>\\n" in template.rpartition("add_generation_prompt")[2],
+    )
+
+
+def _video_spec(config: dict[str, Any]) -> VideoSpec:
+    usual, size = VideoSpec(), config.get("size", {})
+    return VideoSpec(
+        min_pixels=int(size.get("shortest_edge", usual.min_pixels)),
+        max_pixels=int(size.get("longest_edge", usual.max_pixels)),
+        fps=float(config.get("fps") or usual.fps),
+        min_frames=int(config.get("min_frames", usual.min_frames)),
+        max_frames=int(config.get("max_frames", usual.max_frames)),
+        frame_tokens=int(config.get("max_video_tokens", usual.frame_tokens)),
     )
 
 

@@ -28,7 +28,7 @@ from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
 from qwen3vl_compat.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import Events, Usage
-from qwen3vl_compat.media.image import VisionSpec
+from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.settings import ModelSettings, Settings
 

@@ -26,6 +26,7 @@ from qwen3vl_compat.messages import (
     Tool,
     ToolCall,
     ToolResult,
+    Video,
 )
 from qwen3vl_compat.tokens import unused_mark
 
@@ -74,7 +75,9 @@ class PromptBuilder:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._vocabulary, self._template = checkpoint.vocabulary, checkpoint.template
-        self._image_id = checkpoint.vocabulary.added[checkpoint.image_token]
+        added = checkpoint.vocabulary.added
+        self._image_id, self._video_id = added[checkpoint.image_token], added[checkpoint.video_token]
+        self._begin, self._end = added["<|vision_start|>"], added["<|vision_end|>"]
         self._spec, self._context = checkpoint.spec, checkpoint.context
 
     def build(self, request: Request) -> Prompt:
@@ -84,14 +87,15 @@ class PromptBuilder:
             raise too_long(self._context, f"more than {self._context}")
         mark = unused_mark(texts)
         rendered, thinking = self._render(request, mark)
-        slots = [part for message in request.messages for part in message.leaves if isinstance(part, Picture)]
-        ids = list(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots))
-        pictures = sum(self._spec.tokens(picture.grid) for picture in slots)
-        is_slot = np.array(ids) == self._image_id
-        positions, shift = mrope_positions(is_slot, slots, self._spec.merge_size)
-        usage = Usage(prompt_text=len(ids) - pictures, prompt_image=pictures)
-        spans = tuple(self._spans(np.flatnonzero(is_slot), slots))
-        return Prompt(np.array(ids, dtype=np.int64), positions, shift, tuple(slots), spans, usage, thinking)
+        slots = [part for message in request.messages for part in message.leaves if isinstance(part, Picture | Video)]
+        ids = np.fromiter(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots), dtype=np.int64)
+        pictures = [picture for slot in slots for picture in (slot.pairs if isinstance(slot, Video) else (slot,))]
+        is_slot = (ids == self._image_id) | (ids == self._video_id)
+        positions, shift = mrope_positions(is_slot, pictures, self._spec.merge_size)
+        images, videos = (int((ids == token).sum()) for token in (self._image_id, self._video_id))
+        usage = Usage(prompt_text=len(ids) - images - videos, prompt_image=images, prompt_video=videos)
+        spans = tuple(self._spans(np.flatnonzero(is_slot), pictures))
+        return Prompt(ids, positions, shift, tuple(pictures), spans, usage, thinking)
 
     def _spans(self, places: NDArray[np.int64], pictures: list[Picture]) -> Iterator[Span]:
         passed = 0
@@ -153,8 +157,10 @@ class PromptBuilder:
                 return {"type": "text", "text": self._shield(text, mark)}
             case Picture():
                 return {"type": "image"}
+            case Video():
+                return {"type": "video"}
             case _:
-                raise AssertionError("an unchecked picture reached the engine")
+                raise AssertionError("an unchecked medium reached the engine")
 
     def _call(self, call: ToolCall, mark: str) -> dict[str, str]:
         """The arguments as the model itself would write them, if they are JSON at all."""
@@ -184,18 +190,25 @@ class PromptBuilder:
             case _:
                 return value
 
-    def _expand(self, ids: list[int], pictures: list[Picture]) -> Iterator[int]:
-        """Each picture's single slot repeated to its true length."""
-        waiting = iter(pictures)
+    def _expand(self, ids: list[int], slots: list[Picture | Video]) -> Iterator[int]:
+        """Each medium's single slot at its true length; each pair of a video's frames behind its time."""
+        waiting = iter(slots)
         for token in ids:
-            if token != self._image_id:
+            if token not in (self._image_id, self._video_id):
                 yield token
                 continue
-            picture = next(waiting, None)
-            assert picture is not None, "the template made more slots than there are pictures"
-            yield from itertools.repeat(token, self._spec.tokens(picture.grid))
+            slot = next(waiting, None)
+            assert isinstance(slot, Picture if token == self._image_id else Video), "the template made other slots"
+            if isinstance(slot, Picture):
+                yield from itertools.repeat(token, self._spec.tokens(slot.grid))
+                continue
+            for pair, seconds in zip(slot.pairs, slot.times, strict=True):
+                yield from self._vocabulary.encode(f"<{seconds:.1f} seconds>")
+                yield self._begin
+                yield from itertools.repeat(token, self._spec.tokens(pair.grid))
+                yield self._end
         if next(waiting, None) is not None:
-            raise InvalidRequest("messages: the model's template has no place for a picture in that role")
+            raise InvalidRequest("messages: the model's template has no place for a picture or video in that role")
 
 
 def _texts(request: Request) -> Iterator[str]:

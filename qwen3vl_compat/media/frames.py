@@ -1,0 +1,215 @@
+"""Frames out of a video file, by FFmpeg. Only ever run in a decoding child.
+
+The container's format is the one our own look at the first bytes found: left to itself FFmpeg takes a list of files or
+an address for a video, and opens them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qwen3vl_compat.errors import InvalidRequest
+from qwen3vl_compat.media.image import check_size, digest_of, fitted, patches_of
+from qwen3vl_compat.media.jobs import ClipJob, Footage, LookJob, Shot
+from qwen3vl_compat.media.limits import VisionSpec
+from qwen3vl_compat.media.video import frames_wanted, sampled
+from qwen3vl_compat.messages import Picture
+
+CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
+"""The only ones that are decoded."""
+MOST_STREAMS = 32
+MOST_PACKETS = 2_000_000
+"""Of a video's stream; 9 hours at 60 frames a second."""
+PART_PIXELS = 2_000_000_000
+"""What one job decodes, about 4 s of H.264 on one core; more only for a single frame far behind its key frame."""
+FRAME_PIXELS = 4 * PART_PIXELS
+"""What may have to be decoded for one frame."""
+_FORMATS = {"mp4": "mp4", "webm": "matroska"}
+_TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+
+
+def undecodable(why: str = "it is damaged or cut short") -> InvalidRequest:
+    """The one refusal of videos that do not decode."""
+    return InvalidRequest(f"the video cannot be decoded: {why}", code="invalid_video")
+
+
+class _Film:
+    """An opened container and its one stream of pictures."""
+
+    def __init__(self, file: BinaryIO, container: str) -> None:
+        self.container: Any = av.open(file, format=_FORMATS[container], metadata_errors="ignore")
+        streams = list(self.container.streams)
+        films = [stream for stream in self.container.streams.video if not _is_cover(stream)]
+        if len(streams) > MOST_STREAMS:
+            raise undecodable(f"it holds {len(streams)} streams; at most {MOST_STREAMS} are accepted")
+        if not films:
+            raise undecodable("it holds no pictures")
+        self.stream: Any = films[0]
+        name = self.stream.codec_context.codec.canonical_name
+        if name not in CODECS:
+            raise undecodable(f"its codec is none of {', '.join(sorted(CODECS))}")
+        self.stream.codec_context.thread_count = 1
+        self.stream.thread_type = "NONE"
+
+    def packets(self) -> Iterator[tuple[int, bool]]:
+        """(Time stamp, whether a key frame) of each frame, in the file's order, without decoding any."""
+        for count, packet in enumerate(self.container.demux(self.stream)):
+            if count > MOST_PACKETS:
+                raise undecodable(f"it has more than {MOST_PACKETS:,} frames")
+            if packet.pts is not None and packet.size and not packet.is_discard:
+                yield packet.pts, packet.is_keyframe
+
+    def frames_from(self, stamp: int) -> Iterator[Any]:
+        """Decoded frames from the key frame at or before this time stamp."""
+        self.container.seek(stamp, stream=self.stream, backward=True, any_frame=False)
+        yield from self.container.decode(self.stream)
+
+
+def _is_cover(stream: Any) -> bool:
+    return "attached_pic" in str(stream.disposition).lower()
+
+
+def look(file: BinaryIO, job: LookJob) -> Footage:
+    """What the video is and which of its frames to show. InvalidRequest: `invalid_video`, and those of `check_size`."""
+    film = _Film(file, job.container)
+    context = film.stream.codec_context
+    width, height = context.width, context.height
+    if not width or not height:
+        raise undecodable()
+    check_size(width, height, job.bounds)
+    packets = list(film.packets())
+    if not packets:
+        raise undecodable("it holds no frames")
+    stamps = np.array([stamp for stamp, _ in packets], dtype=np.int64)
+    keys = np.sort(stamps[[key for _, key in packets]])
+    stamps = np.unique(stamps)
+    if not len(keys) or keys[0] > stamps[0]:
+        keys = np.concatenate([stamps[:1], keys])
+    base = float(film.stream.time_base)
+    times = (stamps - stamps[0]) * base
+    inside = _within(times, job)
+    rate = _rate(times)
+    count = frames_wanted(len(inside), rate, job.fps, job.spec.video)
+    chosen = inside[sampled(times[inside], count)]
+    turned = _first_rotation(film, int(stamps[0])) in (90, 270)
+    parts = _parts(stamps, times, keys, chosen, width * height)
+    return Footage(width=height if turned else width, height=width if turned else height, parts=parts)
+
+
+def _within(times: NDArray[np.float64], job: LookJob) -> NDArray[np.int64]:
+    """The frames between the wanted start and end; the nearest one if there is none."""
+    start, end = job.start or 0.0, times[-1] if job.end is None else job.end
+    if start > times[-1] + 1:
+        raise InvalidRequest(f"the video lasts {times[-1]:.1f} seconds and ends before the start asked for")
+    inside = np.flatnonzero((times >= start) & (times <= end))
+    return inside if len(inside) else np.array([int(np.abs(times - start).argmin())])
+
+
+def _rate(times: NDArray[np.float64]) -> float:
+    """Frames a second, on average."""
+    return (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else 1.0
+
+
+def _first_rotation(film: _Film, stamp: int) -> int:
+    for frame in film.frames_from(stamp):
+        return int(frame.rotation) % 360
+    raise undecodable()
+
+
+def _parts(
+    stamps: NDArray[np.int64],
+    times: NDArray[np.float64],
+    keys: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    pixels: int,
+) -> tuple[tuple[Shot, ...], ...]:
+    """The chosen frames as jobs of bounded cost, an even number of frames in each but the last.
+
+    Where key frames are nearly as dense as the frames wanted, those are shown: the others would cost all in between.
+    """
+    places = np.searchsorted(stamps, keys)
+    if _cost(places, chosen) * pixels > PART_PIXELS:
+        near = places[_nearest(places, chosen)]
+        spread = np.diff(chosen).max() if len(chosen) > 1 else 0
+        chosen = np.unique(np.where(np.abs(near - chosen) * 2 <= spread, near, chosen))
+    parts: list[tuple[Shot, ...]] = []
+    part: list[Shot] = []
+    spent, before = 0, -1
+    for index in chosen.tolist():
+        key = int(places[np.searchsorted(places, index, side="right") - 1])
+        steps = index - (before if before >= key and part else key) + 1
+        if steps * pixels > FRAME_PIXELS:
+            raise undecodable("its key frames are too far apart")
+        if part and len(part) % 2 == 0 and (spent + steps) * pixels > PART_PIXELS:
+            parts.append(tuple(part))
+            part, spent, steps = [], 0, index - key + 1
+        part.append(Shot(int(stamps[key]), int(stamps[index]), float(times[index])))
+        spent, before = spent + steps, index
+    parts.append(tuple(part))
+    return tuple(parts)
+
+
+def _cost(places: NDArray[np.int64], chosen: NDArray[np.int64]) -> int:
+    """Frames to decode for all chosen: each from its key frame on, or from the one chosen before."""
+    begin = places[np.searchsorted(places, chosen, side="right") - 1]
+    before = np.concatenate([[-1], chosen[:-1]])
+    return int((chosen - np.maximum(begin, before) + 1).sum())
+
+
+def _nearest(places: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+    after = np.clip(np.searchsorted(places, chosen), 1, max(1, len(places) - 1))
+    after = np.minimum(after, len(places) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(chosen - places[before] <= places[after] - chosen, before, after)
+
+
+def clip(file: BinaryIO, job: ClipJob) -> Iterator[Picture]:
+    """The job's frames in pairs. InvalidRequest `invalid_video`."""
+    film = _Film(file, job.container)
+    waiting: list[tuple[int, Image.Image]] = []
+    for stamp, image in _shown(film, job):
+        waiting.append((stamp, image))
+        if len(waiting) == 2:
+            yield pair(waiting, job.spec, job.digest)
+            waiting = []
+    if waiting:
+        yield pair([waiting[0], waiting[0]], job.spec, job.digest)
+
+
+def _shown(film: _Film, job: ClipJob) -> Iterator[tuple[int, Image.Image]]:
+    """Each wanted frame at its grid's size; the last one there is in place of any that does not decode."""
+    frames: Iterator[Any] | None = None
+    begun, last = 0, None
+    rows, columns = job.grid
+    for shot in job.shots:
+        if frames is None or shot.key > begun:
+            frames, begun = film.frames_from(shot.key), shot.key
+        for frame in frames:
+            if frame.pts is None:
+                continue
+            begun = max(begun, frame.pts)
+            if frame.pts >= shot.stamp:
+                last = fitted(_upright(frame), rows, columns, job.spec)
+                break
+        if last is None:
+            raise undecodable()
+        yield shot.stamp, last
+
+
+def _upright(frame: Any) -> Image.Image:
+    image: Image.Image = frame.to_image()
+    turn = _TURNS.get(int(frame.rotation) % 360)
+    return image if turn is None else image.transpose(turn)
+
+
+def pair(frames: list[tuple[int, Image.Image]], spec: VisionSpec, digest: str) -> Picture:
+    """Two frames, each with a number that tells it from the others of its video, as one picture."""
+    images = [image for _, image in frames]
+    width, height = images[0].size
+    grid = (1, height // spec.patch_size, width // spec.patch_size)
+    name = digest_of(b"", spec, digest, grid, *(number for number, _ in frames))
+    return Picture(name, patches_of(images, spec), grid, width, height, frames=2)
