@@ -108,7 +108,7 @@ def asked(checkpoint: Checkpoint, *users: tuple[Text | Picture, ...]) -> list[Pr
 def drawn(picture: Image.Image, checkpoint: Checkpoint, folder: Path) -> Picture:
     """A picture as a client's would come."""
     picture.save(folder / "picture.png")
-    return decode_image((folder / "picture.png").read_bytes(), checkpoint.spec, "picture")
+    return decode_image((folder / "picture.png").read_bytes(), checkpoint.spec)
 
 
 def equivalence(work: Path) -> Figures:

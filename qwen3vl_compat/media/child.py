@@ -6,13 +6,16 @@ bound. So nothing a decoder does can open a file or a connection. It holds no se
 """
 
 import ctypes
+import importlib
 import os
+import pkgutil
 import resource
 import socket
 import sys
 from io import BytesIO
 from typing import BinaryIO
 
+import av
 import msgspec
 from msgspec.structs import replace
 from PIL import Image
@@ -137,6 +140,11 @@ def _warm() -> None:
         out = BytesIO()
         Image.new("RGB", (64, 64), "white").save(out, form)
         decode_image(out.getvalue(), spec, Bounds())
+    for module in pkgutil.walk_packages(av.__path__, "av."):
+        importlib.import_module(module.name)
+    look = LookJob(container="mp4", spec=spec, bounds=Bounds(), fps=2)
+    shots = frames.look(frames.blank(), look).parts[0]
+    list(frames.clip(frames.blank(), ClipJob(container="mp4", spec=spec, grid=(4, 4), digest="", shots=shots)))
     pdf.pages(pdf.blank(), PagesJob(spec=spec, first=1, last=1, most=1, most_in_all=1, text=True, digest=""))
 
 

@@ -5,6 +5,7 @@ an address for a video, and opens them.
 """
 
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any, BinaryIO
 
 import av
@@ -213,3 +214,16 @@ def pair(frames: list[tuple[int, Image.Image]], spec: VisionSpec, digest: str) -
     grid = (1, height // spec.patch_size, width // spec.patch_size)
     name = digest_of(b"", spec, digest, grid, *(number for number, _ in frames))
     return Picture(name, patches_of(images, spec), grid, width, height, frames=2)
+
+
+def blank() -> BinaryIO:
+    """A video of two grey frames."""
+    out = BytesIO()
+    with av.open(out, "w", format="mp4") as made:
+        stream: Any = made.add_stream("mpeg4", rate=2)
+        stream.width = stream.height = 64
+        grey = av.VideoFrame.from_image(Image.new("RGB", (64, 64), "grey"))
+        for packet in [*stream.encode(grey), *stream.encode(grey), *stream.encode(None)]:
+            made.mux(packet)
+    out.seek(0)
+    return out

@@ -85,7 +85,7 @@ def prompts_of(checkpoint: Checkpoint) -> list[Prompt]:
     """Text, one picture, several, the same picture again, equal words around another picture of the same size."""
     tall = [item.picture for item in examination(3, 40) if item.picture.height >= 56]
     drawn = [tall[0], tall[1], tall[2], tall[0].transpose(Image.Transpose.ROTATE_180)]
-    one, two, three, twin = (decode_image(encoded(each, "PNG"), checkpoint.spec, "picture") for each in drawn)
+    one, two, three, twin = (decode_image(encoded(each, "PNG"), checkpoint.spec) for each in drawn)
     words = Text("Look closely at this and answer with the text in it, please: ")
     users: list[tuple[Text | Picture, ...]] = [
         (Text("Hello"),),
@@ -106,7 +106,7 @@ def video(checkpoint: Checkpoint, frames: list[Image.Image]) -> Prompt:
     """Three pairs of frames with their times, as Qwen3-VL reads a video; the frames are all one size."""
     vocabulary, spec = checkpoint.vocabulary, checkpoint.spec
     same = [frame.resize((96, 64)) for frame in (*frames, *frames[::-1], frames[0], frames[0])]
-    stills = [decode_image(encoded(frame, "PNG"), spec, "frame") for frame in same]
+    stills = [decode_image(encoded(frame, "PNG"), spec) for frame in same]
     pairs: list[Picture] = []
     for first, second in zip(stills[::2], stills[1::2], strict=True):
         each = [

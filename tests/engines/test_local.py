@@ -39,7 +39,7 @@ def runner(checkpoint: Any) -> Runner:
 
 
 def picture(checkpoint: Any, number: int) -> Picture:
-    return decode_image(encoded(examination(3, 6)[number].picture, "PNG"), checkpoint.spec, "picture")
+    return decode_image(encoded(examination(3, 6)[number].picture, "PNG"), checkpoint.spec)
 
 
 def request_of(*messages: Message, **sampling: Any) -> Request:
@@ -102,7 +102,7 @@ def test_typed_control_words_stay_letters(checkpoint: Any) -> None:
 def test_pixels_are_the_processors(checkpoint: Any, runner: Runner) -> None:
     own = Qwen2VLImageProcessorPil.from_pretrained(checkpoint.folder)
     for item in examination(9, 8):
-        ours = runner._pixels(decode_image(encoded(item.picture, "PNG"), checkpoint.spec, "picture"))
+        ours = runner._pixels(decode_image(encoded(item.picture, "PNG"), checkpoint.spec))
         theirs = own(images=[item.picture], return_tensors="pt")["pixel_values"]
         assert torch.equal(ours, theirs)
     assert pixel_table(checkpoint).shape == (3, 256)
@@ -118,7 +118,7 @@ async def test_two_pictures_of_one_size_do_not_answer_for_each_other() -> None:
         from qwen3vl_compat.demo.pictures import SEEN_FACES, draw_line
 
         drawn = draw_line(Random(1), text, SEEN_FACES[0], 20, 128, 32).picture
-        seen = decode_image(encoded(drawn, "PNG"), engine.vision, "picture")
+        seen = decode_image(encoded(drawn, "PNG"), engine.vision)
         request = request_of(Message("user", (seen, Text("Read the text."))), max_tokens=16)
         answers.add((await fold(engine.generate(request))).choices[0].text)
     await engine.close()

@@ -42,7 +42,7 @@ async def engine() -> AsyncIterator[LocalEngine]:
 def ask(engine: LocalEngine, text: str = "Hello", *, tenant: str = "t", picture: bool = False, **more: Any) -> Request:
     parts: tuple[Any, ...] = (Text(text),)
     if picture:
-        parts = (decode_image(SAMPLE.read_bytes(), engine.vision, "picture"), *parts)
+        parts = (decode_image(SAMPLE.read_bytes(), engine.vision), *parts)
     sampling = Sampling(temperature=0.0, max_tokens=more.pop("max_tokens", 24))
     return Request(
         id="r", created=0, model="qwen3-vl", messages=(Message("user", parts),), sampling=sampling,

@@ -10,7 +10,7 @@ from qwen3vl_compat.media.sniff import NAMES, is_whole_png, kind_of, size_of
 from tests.media.crafted import chunk, drawing, encoded, plain_png
 
 HEADS = {
-    "gif": b"GIF89a\x01\0\x01\0",
+    "gif": b"GIF89a\x01\x00\x01",
     "bmp": b"BM\x46\0\0\0\0\0\0\0",
     "tiff": b"II*\0\x08\0\0\0",
     "ico": b"\0\0\x01\0\x01\0",
