@@ -139,6 +139,22 @@ def write_blank(folder: Path, seed: int = 0) -> None:
             "image_std": [0.5, 0.5, 0.5],
         },
     )
+    _write_json(
+        folder / "video_preprocessor_config.json",
+        {
+            "video_processor_type": "Qwen3VLVideoProcessor",
+            "processor_class": "Qwen3VLProcessor",
+            # A frame may be as small as a picture; what is made larger than it is, this model cannot read.
+            "size": {"shortest_edge": 2048, "longest_edge": 786_432},
+            "patch_size": 16,
+            "temporal_patch_size": 2,
+            "merge_size": 2,
+            "fps": 2,
+            "min_frames": 4,
+            "max_frames": 768,
+            "cap_pixels_per_frame": True,
+        },
+    )
     template = Path(__file__).parent / "chat_template.jinja"
     (folder / "chat_template.jinja").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
 

@@ -24,7 +24,7 @@ def film(
     options: dict[str, str] | None = None,
     ticks: int = 0,
 ) -> bytes:
-    """A video of these pictures, each at its time in seconds; steady at `rate` unless `ticks` are given."""
+    """A video of these pictures, each at its time in seconds: at a steady `rate`, or else so many `ticks` a second."""
     out = BytesIO()
     with av.open(out, "w", format=container) as made:
         stream: Any = None
