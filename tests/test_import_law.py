@@ -33,6 +33,7 @@ MODEL = ("engines.local", "demo.batches", "demo.blank", "demo.train")
 OWNERS = {
     "litestar": ("server",),
     "langchain_core": ("adapters",),
+    "httpcore": ("media.fetch",),
     **dict.fromkeys(("torch", "transformers", "accelerate"), MODEL),
 }
 """Packages that only some rooms may import, PURE excepted."""
@@ -99,6 +100,7 @@ def test_every_module_keeps_the_law() -> None:
         ("tokens", "from transformers import AutoTokenizer"),
         ("server.app", "from langchain_core import messages"),
         ("cli", "import litestar"),
+        ("media.image", "import httpcore"),
     ],
 )
 def test_a_planted_violation_is_caught(module: str, planted: str) -> None:

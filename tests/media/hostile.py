@@ -169,7 +169,7 @@ VIDEOS: dict[str, Make] = {
     "mp4, its head only": lambda: _short_film()[:40],
     "mp4 without its frames": lambda: _without_frames(_short_film()),
     "sound alone": sound,
-    "a codec off the list": lambda: _short_film(codec="mjpeg", container="matroska"),
+    "a codec off the list": lambda: _short_film(codec="ffv1", container="matroska"),
     "200 streams": lambda: _streams(200),
     "webm, its head only": lambda: b"\x1a\x45\xdf\xa3" + bytes(60),
     "webm of nothing": lambda: b"\x1a\x45\xdf\xa3\x01" + b"\xff" * 60,
