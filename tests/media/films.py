@@ -23,10 +23,12 @@ def film(
     gop: int = 12,
     options: dict[str, str] | None = None,
     ticks: int = 0,
+    fragmented: bool = False,
 ) -> bytes:
     """A video of these pictures, each at its time in seconds: at a steady `rate`, or else so many `ticks` a second."""
     out = BytesIO()
-    with av.open(out, "w", format=container) as made:
+    flags = {"movflags": "frag_keyframe+empty_moov"} if fragmented else {}
+    with av.open(out, "w", format=container, options=flags) as made:
         stream: Any = None
         for image, seconds in frames:
             if stream is None:
