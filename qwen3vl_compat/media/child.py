@@ -12,6 +12,7 @@ import pkgutil
 import resource
 import socket
 import sys
+from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO
 
@@ -43,7 +44,7 @@ from qwen3vl_compat.media.video import grid_of_frames
 from qwen3vl_compat.messages import Picture
 
 FAT = 2**29
-"""Bytes that a child may have held at most to go on after the next job."""
+"""Bytes held by a child that does not go on to another job."""
 NO_NEW_PRIVILEGES, DIE_WITH_PARENT, KILL = 38, 1, 9
 
 
@@ -93,7 +94,12 @@ def _answered(job: Job, file: BinaryIO) -> tuple[Reply, bool]:
         return refusal(job), True
 
 
-def _serve(channel: socket.socket, cpu_seconds: int) -> None:
+def _held(status: int | None) -> int:
+    """Bytes of memory in use. (getrusage tells the most there ever was, and begins with the parent's.)"""
+    return 0 if status is None else int(os.pread(status, 200, 0).split()[1]) * resource.getpagesize()
+
+
+def _serve(channel: socket.socket, cpu_seconds: int, status: int | None) -> None:
     decoder = msgspec.msgpack.Decoder(Job)
     while True:
         head, files, _, _ = socket.recv_fds(channel, HEAD.size, 2)
@@ -109,7 +115,7 @@ def _serve(channel: socket.socket, cpu_seconds: int) -> None:
             if isinstance(reply, Pictures):
                 written = sum(_write(picture.patches, result) for picture in reply.pictures)
                 reply = replace(reply, pictures=tuple(replace(picture, patches=b"") for picture in reply.pictures))
-        fit = fit and used.ru_maxrss * 1024 < FAT
+        fit = fit and _held(status) < FAT
         said = msgspec.msgpack.encode(reply)
         channel.sendall(ANSWER.pack(len(said), written, not fit) + said)
         if not fit:
@@ -167,9 +173,11 @@ def main() -> None:
     descriptor, memory, cpu_seconds = map(int, sys.argv[1:4])
     channel = socket.socket(fileno=descriptor)
     _warm()
+    status = os.open("/proc/self/statm", os.O_RDONLY) if sys.platform == "linux" else None
     _confine(memory)
-    channel.sendall(b"\x01")
-    _serve(channel, cpu_seconds)
+    with suppress(ConnectionError):
+        channel.sendall(b"\x01")
+        _serve(channel, cpu_seconds, status)
 
 
 if __name__ == "__main__":

@@ -132,26 +132,31 @@ class Sandbox:
 
     def __init__(self, limits: SandboxLimits = SandboxLimits()) -> None:  # noqa: B008
         self._limits = limits
-        self._idle: list[_Child] = []
-        self._free = asyncio.Semaphore(limits.children)
-        self._waiting = 0
-        self._closed = False
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._places: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
+        for _ in range(limits.children):
+            self._places.put_nowait(None)
+        self._waiting, self._closed = 0, False
+        self._jobs: set[asyncio.Task[Reply]] = set()
+        self._renewals: set[asyncio.Task[None]] = set()
         self.deaths = 0
         """Children that died or had to be killed over a job."""
 
     async def start(self) -> None:
         """Have all children ready."""
-        self._idle += [child for child in [self._new() for _ in range(self._limits.children)] if await child.ready()]
+        for _ in range(self._places.qsize()):
+            self._renew(self._places.get_nowait())
+        await asyncio.gather(*self._renewals)
 
     async def close(self) -> None:
-        """End all children; jobs under way are refused."""
+        """End all children; jobs under way are given up."""
         self._closed = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        while self._idle:
-            await self._idle.pop().end()
+        for job in self._jobs:
+            job.cancel()
+        while self._jobs or self._renewals:
+            await asyncio.gather(*self._jobs, *self._renewals, return_exceptions=True)
+        for _ in range(self._places.qsize()):
+            self._renew(self._places.get_nowait())
+        await asyncio.gather(*self._renewals)
 
     async def run(self, job: Job, medium: bytes | Path) -> Pictures | Footage:
         """Do the job on these bytes or this file.
@@ -163,8 +168,8 @@ class Sandbox:
             raise Overloaded("Too many pictures, videos and documents are waiting to be decoded.", retry_after=2)
         self._waiting += 1
         task = asyncio.create_task(self._run(job, medium))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
         reply = await asyncio.shield(task)
         if isinstance(reply, Refused):
             raise InvalidRequest(reply.message, code=reply.code)
@@ -172,53 +177,56 @@ class Sandbox:
 
     async def _run(self, job: Job, medium: bytes | Path) -> Reply:
         try:
-            await self._free.acquire()
+            child = await self._places.get()
         finally:
             self._waiting -= 1
-        try:
-            with await asyncio.to_thread(_opened, medium) as file, _scratch() as result:
-                return await self._with_child(job, file, result)
-        finally:
-            self._free.release()
-
-    async def _with_child(self, job: Job, medium: BinaryIO, result: BinaryIO) -> Reply:
-        child = self._idle.pop() if self._idle else await self._started()
         fit = False
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                reply, fit = await child.do(job, medium, result)
-        except (TimeoutError, OSError, EOFError, msgspec.DecodeError):
+            child = child or await self._started()
+            with await asyncio.to_thread(_opened, medium) as file, _scratch() as result:
+                async with asyncio.timeout(self._limits.seconds):
+                    reply, fit = await child.do(job, file, result)
+        except (TimeoutError, ConnectionError, EOFError, msgspec.DecodeError):
             self.deaths += 1
-            log.info("a decoding child was lost over a %s job", type(job).__name__)
+            log.info("a decoding child was lost over a job of kind %s", type(job).__name__)
             return refusal(job)
         finally:
-            if fit and child.done < self._limits.jobs:
-                self._idle.append(child)
+            if fit and child is not None and child.done < self._limits.jobs:
+                self._places.put_nowait(child)
             else:
-                self._replace(child)
+                self._renew(child)
         return reply
 
     async def _started(self) -> _Child:
-        child = self._new()
-        if await child.ready():
-            return child
-        await child.end()
-        raise Overloaded("Nothing can be decoded now.", retry_after=5)
+        child, ready = _Child(self._limits), False
+        try:
+            ready = await child.ready()
+        finally:
+            if not ready:
+                await child.end()
+        if not ready:
+            log.error("the process that decodes media cannot start")
+            raise Overloaded("Nothing can be decoded now.", retry_after=5)
+        return child
 
-    def _new(self) -> _Child:
-        return _Child(self._limits)
-
-    def _replace(self, child: _Child) -> None:
-        """End a child, and have another one ready when it is wanted."""
+    def _renew(self, old: _Child | None) -> None:
+        """End a child, and put another one in its place."""
 
         async def renew() -> None:
-            await child.end()
-            if not self._closed and len(self._idle) < self._limits.children:
-                self._idle.append(await self._started())
+            child = None
+            try:
+                if old is not None:
+                    await old.end()
+                if not self._closed:
+                    child = await self._started()
+            except Overloaded:
+                pass  # the next job tries again, and says so
+            finally:
+                self._places.put_nowait(child)
 
         task = asyncio.create_task(renew())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._renewals.add(task)
+        task.add_done_callback(self._renewals.discard)
 
 
 def _opened(medium: bytes | Path) -> BinaryIO:

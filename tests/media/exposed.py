@@ -19,7 +19,7 @@ from qwen3vl_compat.media import child, frames
 from qwen3vl_compat.media.jobs import LookJob
 from qwen3vl_compat.media.limits import Bounds, VisionSpec
 from qwen3vl_compat.media.render import Medium, Renderer, Rendering
-from qwen3vl_compat.media.sandbox import Sandbox
+from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.media.sniff import kind_of
 from qwen3vl_compat.messages import Media
 from tests.media.hostile import address_takers, corpus
@@ -37,7 +37,7 @@ def watched() -> None:
 
 async def sandboxed(canary: Path, port: int) -> None:
     files = [*corpus(), *((name, "video", data) for name, data in address_takers(canary, port).items())]
-    sandbox = Sandbox()
+    sandbox = Sandbox(SandboxLimits(memory=2**30))
     await sandbox.start()
     renderer = Renderer(sandbox, Rendering(spec=SPEC))
     for _, claim, data in files:

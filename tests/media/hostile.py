@@ -39,8 +39,8 @@ def _wide_tiff() -> bytes:
 
 
 PICTURES: dict[str, Make] = {
-    "png 50,000 squared": lambda: png(50_000, 50_000, bytes(6251) * 50_000, bits=1),
-    "png 13,300 squared": lambda: png(13_300, 13_300, bytes(1664) * 13_300, bits=1),
+    "png 50,000 squared": lambda: png(50_000, 50_000, bytes(6251) * 50, bits=1),
+    "png 13,300 squared": lambda: png(13_300, 13_300, bytes(1664) * 50, bits=1),
     "jpeg saying 13,000 squared": lambda: jpeg_saying(13_000, 13_000),
     "jpeg saying 65,535 squared": lambda: jpeg_saying(65_535, 65_535),
     "webp saying 16,383 squared": lambda: webp_saying(16_383, 16_383),
@@ -48,12 +48,12 @@ PICTURES: dict[str, Make] = {
     "png 0 by 0": lambda: png(0, 0, b""),
     "png with a wrong checksum": lambda: bytes(plain_png(b"\7", bits=8, colour=GREY))[:-20] + b"\0" * 20,
     "png without a header": lambda: b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b"") + chunk(b"IEND", b""),
-    "png with 200 MB of text": lambda: plain_png(b"\7", bits=8, colour=GREY, extra=_text_chunk(b"zTXt", 200_000_000)),
-    "png with 200 MB of more text": lambda: plain_png(
-        b"\7", bits=8, colour=GREY, extra=_text_chunk(b"iTXt", 200_000_000)
+    "png with 60 MB of text": lambda: plain_png(b"\7", bits=8, colour=GREY, extra=_text_chunk(b"zTXt", 60_000_000)),
+    "png with 60 MB of more text": lambda: plain_png(
+        b"\7", bits=8, colour=GREY, extra=_text_chunk(b"iTXt", 60_000_000)
     ),
-    "png with a profile of 200 MB": lambda: plain_png(
-        b"\7", bits=8, colour=GREY, extra=_text_chunk(b"iCCP", 200_000_000)
+    "png with a profile of 60 MB": lambda: plain_png(
+        b"\7", bits=8, colour=GREY, extra=_text_chunk(b"iCCP", 60_000_000)
     ),
     "png with 100 texts of 1 MB": lambda: plain_png(
         b"\7", bits=8, colour=GREY, extra=_text_chunk(b"zTXt", 1_000_000) * 100
@@ -87,7 +87,7 @@ PICTURES: dict[str, Make] = {
 """Pictures that must be refused."""
 
 SHOWN: dict[str, Make] = {
-    "png whose rows swell": lambda: png(40, 40, bytes(100_000_000)),
+    "png whose rows swell": lambda: png(40, 40, bytes(50_000_000)),
     "apng of 20 frames": lambda: _animation("PNG", 20, 64),
     "webp of 30 large frames": lambda: _animation("WEBP", 30, 1000),
     "27 by 257": lambda: encoded(drawing(27, 257), "PNG"),
@@ -107,10 +107,12 @@ def _cut(data: bytes, share: float) -> bytes:
 def address_takers(canary: Path, port: int) -> dict[str, bytes]:
     """Texts that FFmpeg, left to itself, takes for lists of files or addresses, and opens them."""
     local = f"http://127.0.0.1:{port}/"
-    session = f"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    session = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+    session += f"m=video {port} RTP/AVP 96\na=rtpmap:96 H264/90000\n"
     playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{}\n#EXT-X-ENDLIST\n"
     dash = (
-        "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static' mediaPresentationDuration='PT9S'>"
+        "<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011' type='static' "
+        "mediaPresentationDuration='PT9S'>"
         f"<Period><AdaptationSet mimeType='video/mp4'><Representation id='1' bandwidth='1'><BaseURL>{local}</BaseURL>"
         "<SegmentBase indexRange='0-1'/></Representation></AdaptationSet></Period></MPD>"
     )
@@ -242,7 +244,7 @@ def _nested(levels: int) -> bytes:
 
 
 def _swelling(size: int) -> bytes:
-    packed = zlib.compress(b"0 0 1 1 re f\n" * (size // 13), 9)
+    packed = zlib.compress(b"0 0 1 1 re f\n" * (size // 13), 1)
     return pdf([CATALOG, ONE_PAGE, _page(extra=b"/Contents 4 0 R"), stream(packed, b"/Filter /FlateDecode")])
 
 

@@ -1,4 +1,4 @@
-"""No file and no socket is opened while hostile files are decoded, as strace sees it: C libraries tell Python nothing."""
+"""No file and no socket is opened while hostile files are decoded, as strace sees it, for C libraries tell no one."""
 
 import re
 import shutil
@@ -47,7 +47,7 @@ def traced(mode: str, canary: Path, port: int) -> list[str]:
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed: what C libraries open cannot be seen")
     log = canary.with_name("strace.log")
-    command = ["strace", "-f", "-qq", "-s", "200", "-e", f"trace={CALLS}", "-o", str(log)]
+    command = ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "200", "-e", f"trace={CALLS}", "-o", str(log)]
     run = subprocess.run(
         [*command, sys.executable, "-m", "tests.media.exposed", mode, str(canary), str(port)],
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
