@@ -186,7 +186,7 @@ def load_settings(
             table, _, field = name.removeprefix(PREFIX).lower().partition("__")
             if table not in Settings.__struct_fields__ or not field:
                 raise SettingsError(f"The variable {name} names no setting.")
-            _set(tables, table, field, value)
+            _set(tables, table, field, _listed(table, field, value))
     for name, value in (flags or {}).items():
         table, _, field = name.partition(".")
         if value is not None:
@@ -195,6 +195,12 @@ def load_settings(
         return msgspec.convert(tables, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"The settings cannot be used: {str(error).replace('`', '')}.") from None
+
+
+def _listed(table: str, field: str, value: str) -> str | list[str]:
+    """What a variable gives a setting that is a list: its parts between commas."""
+    usual = getattr(getattr(Settings(), table), field, None)
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(usual, tuple) else value
 
 
 def _set(tables: dict[str, Any], table: str, field: str, value: Any) -> None:

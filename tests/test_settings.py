@@ -49,3 +49,10 @@ def test_a_mistake_ends_the_start(tmp_path: Path, environment: dict[str, str], t
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read"):
         load_settings(tmp_path / "none.toml", environment={})
+
+
+def test_a_list_in_a_variable_is_divided_by_commas() -> None:
+    environment = {"QWEN3VL_MEDIA__ALLOW_NETWORKS": "10.0.0.0/8, 127.0.0.1/32", "QWEN3VL_MEDIA__PORTS": "80,8000"}
+    media = load_settings(environment=environment).media
+    assert (media.allow_networks, media.ports) == (("10.0.0.0/8", "127.0.0.1/32"), (80, 8000))
+    assert load_settings(environment={"QWEN3VL_MEDIA__ALLOW_NETWORKS": ""}).media.allow_networks == ()
