@@ -29,6 +29,9 @@ GRID = 32
 """Pixels on a side of one cell of the grid, which is one token."""
 SYSTEMS = ("", "", "", "", "", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
 
+AS_JSON = ("Answer in JSON.", "Give it as JSON.", "JSON only.")
+PROPERTIES = ("text", "text", "word", "words", "line", "content", "answer", "value", "label", "title")
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -70,12 +73,32 @@ def draw_batch(rng: Random, longest: int) -> Batch:
         pixels[index] = np.asarray(line.picture.resize((column * GRID, row * GRID), Image.Resampling.BICUBIC))
         answers.append(line.text)
     question = "" if rng.random() < 0.6 else rng.choice(QUESTIONS if rng.random() < 0.6 else MORE_QUESTIONS)
-    slot = "<|vision_start|>" + "<|image_pad|>" * (row * column) + "<|vision_end|>"
+    if rng.random() < 0.15:
+        question = f"{question} {rng.choice(AS_JSON)}".strip()
+        answers = [_as_json(rng, answer) for answer in answers]
+    opening, closing = _frame(rng)
     break_ = rng.choice(("", "", "", "\n"))
-    turn = slot + break_ + question if rng.random() < 0.5 else question + break_ + slot
-    before, after = turn.split(slot)
-    start = rng.choice(SYSTEMS) + "<|im_start|>user\n" + before + "<|vision_start|>"
-    return Batch(pixels, start, "<|vision_end|>" + after + "<|im_end|>\n<|im_start|>assistant\n", answers)
+    before, after = ("", break_ + question) if rng.random() < 0.5 else (question + break_, "")
+    start = rng.choice(SYSTEMS) + "<|im_start|>user\n" + before + opening
+    return Batch(pixels, start, closing + after + "<|im_end|>\n<|im_start|>assistant\n", answers)
+
+
+def _frame(rng: Random) -> tuple[str, str]:
+    """What stands before and behind the picture: of a picture, a video's frames, or a document's page."""
+    chance = rng.random()
+    if chance < 0.2:
+        seconds = rng.choice((0.0, rng.uniform(0, 10), rng.uniform(0, 7200)))
+        return f"<|vision_start|><{seconds:.1f} seconds><|vision_start|>", "<|vision_end|><|vision_end|>"
+    if chance < 0.27:
+        name = rng.choice(("Page", "a.pdf, page", "document.pdf, page"))
+        return f"{name} {rng.randint(1, 99)}:\n<|vision_start|>", "<|vision_end|>\n"
+    return "<|vision_start|>", "<|vision_end|>"
+
+
+def _as_json(rng: Random, text: str) -> str:
+    """The answer as the one property of an object."""
+    space = rng.choice(("", " "))
+    return f'{{"{rng.choice(PROPERTIES)}":{space}"{text}"}}'
 
 
 def chatter(rng: Random, encode: Callable[[str], list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

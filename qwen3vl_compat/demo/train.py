@@ -136,8 +136,9 @@ class Trainer:
         shipped: Any = Qwen3VLForConditionalGeneration.from_pretrained(self.work / "blank", dtype=torch.float32)
         shipped.load_state_dict(self.model.state_dict())
         shipped.to(torch.bfloat16).save_pretrained(self.work / "model")
-        for file in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
-            (self.work / "model" / file).write_bytes((self.work / "blank" / file).read_bytes())
+        for file in (self.work / "blank").iterdir():
+            if file.suffix in (".json", ".jinja") and not (self.work / "model" / file.name).exists():
+                (self.work / "model" / file.name).write_bytes(file.read_bytes())
 
     def rate(self) -> float:
         """The learning rate now: linear warm-up, then half a cosine down to a fiftieth."""
