@@ -10,7 +10,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND='make lock' .build/lock/bin/pip-compile --quie
 	--no-emit-options --unsafe-package torch --no-allow-unsafe $(UPGRADE)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test slow conformance format lock .venv clean
+.PHONY: run test slow conformance fuzz format lock .venv clean
 
 run: .venv/.run
 	$(BIN)/qwen3vl-compat serve $(if $(PORT),--port $(PORT))
@@ -28,6 +28,15 @@ slow conformance: .venv/.dev
 # For its interpreter, which runs the GPU's kernel on a CPU.
 .build/triton: | .venv/.dev
 	$(BIN)/pip install -qq --no-deps --target $@ triton==3.9.0
+
+SECONDS := 60
+FUZZED := sniffers data_urls urls bodies parts
+fuzz: .build/fuzz
+	set -e; for target in $(FUZZED); do echo "$$target:"; PYTHONPATH=.build/fuzz:. $(BIN)/python -m tests.fuzz $$target \
+		-max_total_time=$(SECONDS) -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 -verbosity=0; done
+
+.build/fuzz: | .venv/.dev
+	$(BIN)/pip install -qq --no-deps --target $@ atheris==3.0.0
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix
