@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +43,16 @@ UNCOMPILED = {"QWEN3VL_MODEL__COMPILE": "false"}
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Served]:
-    """Start `qwen3vl-compat serve` on a free port with its state in `folder`; stop it at the end."""
+def serving(
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    during: Callable[[str], None] | None = None,
+) -> Iterator[Served]:
+    """Start `qwen3vl-compat serve` on a free port with its state in `folder`; stop it at the end.
+
+    `during` is called with its address while it starts.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -71,6 +79,8 @@ def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None
         )
     url = f"http://127.0.0.1:{port}"
     try:
+        if during is not None:
+            during(url)
         _wait_until_ready(process, url, output)
         text = output.read_text(encoding="utf-8")
         keys = re.findall(r"sk-[0-9A-Za-z]{12}-[\w-]{43}", text)

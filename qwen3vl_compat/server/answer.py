@@ -11,7 +11,7 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from qwen3vl_compat.engines import Engine
-from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound
+from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Request
@@ -35,6 +35,11 @@ class Service:
         self.settings, self.engine, self.generate, self.prepare = settings, engine, generate, prepare
         self.sandbox = sandbox
         self.lifecycle = Lifecycle()
+
+    def check_ready(self) -> None:
+        """Refuse work that would meet no engine: it is being loaded still, or has come to a halt."""
+        if not self.engine.alive:
+            raise Overloaded("The model cannot be asked now: it is being loaded, or has stopped.", retry_after=5)
 
     async def start(self) -> None:
         """Have the decoding children and the engine ready; raises EngineUnusable."""
@@ -122,6 +127,7 @@ async def _hang_up(receive: Receive) -> None:
 
 async def _events(service: Service, exchange: Exchange, request: Request) -> Events:
     """The generation inside the request's deadline, counted as running and noted for the log."""
+    service.check_ready()
     request = _known(service, exchange, request)
     deadline = asyncio.get_running_loop().time() + _allowed(service, exchange)
     with service.lifecycle.work():
@@ -159,6 +165,7 @@ async def counted(service: Service, exchange: Exchange, request: Request, receiv
     """The prompt's tokens, inside the same bounds as a generation."""
 
     async def count() -> Usage:
+        service.check_ready()
         asked = _known(service, exchange, request)
         with service.lifecycle.work():
             try:

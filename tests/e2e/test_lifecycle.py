@@ -157,3 +157,28 @@ def test_later_starts_print_public_parts_only(tmp_path: Path) -> None:
         assert key.split("-", 2)[2] not in second.log()
         assert "keys create" in second.log()
         assert second.post("/v1/chat/completions", LONG | {"max_tokens": 1}, key=key).status_code == 200
+
+
+def test_requests_that_come_while_it_starts_are_told_to_come_back(tmp_path: Path) -> None:
+    with serving(tmp_path, environment={"QWEN3VL_MODEL__ENGINE": "scripted"}) as before:
+        headers = {"authorization": f"Bearer {before.key}"}
+    short = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
+    native = {"contents": [{"parts": [{"text": "Hi"}]}], "generationConfig": {"maxOutputTokens": 1}}
+    seen: list[tuple[int, str]] = []
+
+    def ask(url: str) -> None:
+        end = time.monotonic() + 60
+        while (not seen or seen[-1][0] != 200) and time.monotonic() < end:
+            with contextlib.suppress(httpx.TransportError):
+                for path, body in (
+                    ("/v1beta/models/qwen3-vl:countTokens", {"contents": native["contents"]}),
+                    ("/v1beta/models/qwen3-vl:generateContent", native),
+                    ("/v1/chat/completions", short),
+                ):
+                    answer = httpx.post(url + path, json=body, headers=headers, timeout=30)
+                    seen.append((answer.status_code, answer.headers.get("retry-after", "")))
+
+    with serving(tmp_path, during=ask):
+        pass
+    assert {status for status, _ in seen} == {200, 503}
+    assert all(later for status, later in seen if status == 503)

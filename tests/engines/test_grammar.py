@@ -338,3 +338,34 @@ async def test_the_cache_is_bounded_and_a_killed_child_is_replaced(monkeypatch: 
         assert kept._child is None
     finally:
         await kept.close()
+
+
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "integer", "minimum": 10**20}, "minimum is beyond 64 bits"),
+        ({"type": "object", "properties": {"a": {"type": "integer", "maximum": 2**63}}}, "maximum is beyond 64 bits"),
+        ({"type": "object", "minProperties": 2}, "minProperties"),
+        ({"anyOf": [{"patternProperties": {"^a$": {}}, "minProperties": 2}]}, "minProperties"),
+    ],
+)
+def test_what_would_be_passed_over_in_silence_is_refused_where_exactness_is_asked_for(schema: Any, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        answer_grammar(request_of(format=schema_form(schema)), TAGS)
+    assert answer_grammar(request_of(format=schema_form(schema, strict=False)), TAGS) is not None
+
+
+@pytest.mark.parametrize(
+    ("schema", "bounds"),
+    [
+        ({"type": "number"}, (-(10.0**15), 10.0**15)),
+        ({"type": "integer"}, (1 - 2**53, 2**53 - 1)),
+        ({"type": ["number", "null"], "minimum": 3}, (3, 10.0**15)),
+        ({"type": "integer", "minimum": 2**60}, (2**60, None)),
+        ({"type": "number", "exclusiveMaximum": 0}, (-(10.0**15), None)),
+        ({"type": "number", "enum": [10**20]}, (None, None)),
+    ],
+)
+def test_numbers_have_bounds(schema: Any, bounds: tuple[float | None, float | None]) -> None:
+    made = bounded(schema)
+    assert (made.get("minimum"), made.get("maximum")) == bounds

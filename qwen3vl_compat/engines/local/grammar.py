@@ -13,6 +13,8 @@ from qwen3vl_compat.messages import OutputFormat, Request, Tool
 
 LONGEST_STRING, MOST_ITEMS = 8_192, 1_024
 """Characters of a string and items of a list whose schema sets no bound. (A bound takes 3 KB for each character.)"""
+LARGEST_NUMBER, LARGEST_INTEGER = 10.0**15, 2**53 - 1
+"""Of either sign, where a schema sets no bound: what every reader of JSON keeps exactly. (Exponents know none.)"""
 SPACE = r"(\n {0,16}| ?)"
 """White space between the parts of a JSON text: a blank, or a line break and an indent; no room to ramble."""
 LONGEST_SCHEMA, LONGEST_REGEX, MOST_CHOICES, LONGEST_CHOICE = 200_000, 16_000, 1_000, 2_000
@@ -82,6 +84,8 @@ def _bodies(tools: list[Tool]) -> list[str]:
     rules = [f"body: {_OPEN} ({names}) {_CLOSE}"]
     for place, tool in enumerate(tools):
         schema = _schema(tool.parameters, tool.param) if tool.parameters else {"additionalProperties": False}
+        if tool.strict and (fault := _unkeepable(schema)):
+            raise _refused(tool.param, f"this cannot be kept to: {fault}")
         head = _quoted(json.dumps(tool.name, ensure_ascii=False)[1:] + ', "arguments": ')
         arguments = _json(_object(schema), strict=tool.strict)
         rules += [f"tool{place}: {head} arguments{place}", f"arguments{place}: {arguments}"]
@@ -99,6 +103,8 @@ def _format(form: OutputFormat) -> str:
             schema = _schema(form.value, form.param)
             if schema is False:
                 raise _refused(form.param, "no value satisfies it")
+            if form.strict and (fault := _unkeepable(schema)):
+                raise _refused(form.param, f"this cannot be kept to: {fault}")
             return _json(schema, strict=form.strict)
         case "regex":
             if not 0 < len(form.value) <= LONGEST_REGEX:
@@ -170,7 +176,35 @@ def bounded(schema: Any) -> Any:
         made["maxLength"] = max(LONGEST_STRING, _number(made.get("minLength")))
     if "array" in kinds and not made.keys() & {"maxItems", "enum", "const"}:
         made["maxItems"] = max(MOST_ITEMS, _number(made.get("minItems")))
+    if not made.keys() & {"enum", "const", "multipleOf"} and {"number", "integer"} & set(kinds):
+        _bound_numbers(made, LARGEST_INTEGER if "number" not in kinds else LARGEST_NUMBER)
     return made
+
+
+def _bound_numbers(schema: dict[str, Any], largest: float) -> None:
+    """Set the bounds that are missing, unless the one that is there leaves no room for them."""
+    lows = [schema[name] for name in ("minimum", "exclusiveMinimum") if isinstance(schema.get(name), int | float)]
+    highs = [schema[name] for name in ("maximum", "exclusiveMaximum") if isinstance(schema.get(name), int | float)]
+    if not lows and all(high > -largest for high in highs):
+        schema["minimum"] = -largest
+    if not highs and all(low < largest for low in lows):
+        schema["maximum"] = largest
+
+
+def _unkeepable(schema: Any) -> str:
+    """The first keyword whose demand the grammar would pass over in silence, or an empty text."""
+    if isinstance(schema, list):
+        return next((found for each in schema if (found := _unkeepable(each))), "")
+    if not isinstance(schema, dict):
+        return ""
+    for name in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
+        if isinstance(schema.get(name), int) and abs(schema[name]) >= 2**63:
+            return f"{name} is beyond 64 bits"
+    required = schema.get("required")
+    demanded = len(required) if isinstance(required, list) else 0
+    if _number(schema.get("minProperties")) > max(1, demanded):
+        return "minProperties asks for more than the required ones"
+    return _unkeepable([each for name, each in schema.items() if name not in ("enum", "const", "default", "examples")])
 
 
 def _number(value: Any) -> int:

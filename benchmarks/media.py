@@ -1,0 +1,159 @@
+"""What normalisation saves, and what media cost to decode: `python -m benchmarks.media [--json FILE]`.
+
+Tokens and bytes of keys and values are those of Qwen3-VL-4B (36 layers, 8 heads of 128, two bytes each) with its own
+budgets; "without" is the processor's own resizing. Times are of one decoding child, from the file's bytes to patches
+in this process, beside the same in this very process and transformers' own processor.
+"""
+
+import argparse
+import asyncio
+import json
+import platform
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from io import BytesIO
+from pathlib import Path
+
+import psutil
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from qwen3vl_compat.media.image import decode_image, grid_for
+from qwen3vl_compat.media.jobs import PictureJob
+from qwen3vl_compat.media.limits import Bounds, VideoSpec, VisionSpec
+from qwen3vl_compat.media.render import Medium, Renderer, Rendering
+from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
+from qwen3vl_compat.messages import Media
+from tests.media.crafted import drawing
+from tests.media.films import film, pdf_of, steady
+
+SPEC = VisionSpec(min_pixels=65_536, max_pixels=16_777_216, video=VideoSpec(min_pixels=4096, max_pixels=25_165_824))
+KV_BYTES = 36 * 2 * 8 * 128 * 2
+"""Of one token: layers, keys and values, heads, width, bfloat16."""
+PHOTOGRAPHS = {"12 Mpx": (4032, 3024), "24 Mpx": (5712, 4284), "48 Mpx": (8064, 6048)}
+
+
+def jpeg(size: tuple[int, int], quality: int = 90) -> bytes:
+    """A photograph-like picture as a file."""
+    out = BytesIO()
+    drawing(size[0] // 4, size[1] // 4).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def savings() -> list[dict[str, object]]:
+    """Tokens and bytes with and without the cap on the longer side."""
+    rows: list[dict[str, object]] = []
+    for name, (width, height) in PHOTOGRAPHS.items():
+        rows_, columns = grid_for(width, height, SPEC)
+        plain_rows, plain_columns = grid_for(width, height, SPEC, longest_side=10**6)
+        with_it, without = rows_ * columns // 4, plain_rows * plain_columns // 4
+        rows.append(
+            {
+                "photograph": f"{name}, {width} x {height}",
+                "tokens without": without,
+                "tokens with": with_it,
+                "KV MB without": round(without * KV_BYTES / 1e6),
+                "KV MB with": round(with_it * KV_BYTES / 1e6),
+                "saved": f"{1 - with_it / without:.0%}",
+            }
+        )
+    return rows
+
+
+async def median_ms(work: Callable[[], Awaitable[object]], repeats: int) -> float:
+    """The median of several runs, in milliseconds."""
+    taken: list[float] = []
+    for _ in range(repeats + 2):
+        began = time.perf_counter()
+        await work()
+        taken.append((time.perf_counter() - began) * 1000)
+    return round(statistics.median(taken[2:]), 1)
+
+
+async def times(repeats: int) -> list[dict[str, object]]:
+    """Pictures, from bytes to patches."""
+    sandbox = Sandbox(SandboxLimits(children=1, jobs=10**6))
+    await sandbox.start()
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": SPEC.min_pixels, "longest_edge": SPEC.max_pixels})
+    rows: list[dict[str, object]] = []
+    for name, size in {"1080p": (1920, 1080), **PHOTOGRAPHS}.items():
+        data = jpeg(size)
+
+        async def in_child(data: bytes = data) -> None:
+            await sandbox.run(PictureJob(spec=SPEC, bounds=Bounds()), data)
+
+        async def here(data: bytes = data) -> None:
+            decode_image(data, SPEC)
+
+        async def reference(data: bytes = data) -> None:
+            processor(images=[Image.open(BytesIO(data)).convert("RGB")], return_tensors="np")
+
+        runs = repeats if size[0] < 4000 else max(3, repeats // 5)
+        rows.append(
+            {
+                "JPEG": f"{name}, {len(data) / 1e6:.1f} MB",
+                "child ms": await median_ms(in_child, runs),
+                "in process ms": await median_ms(here, runs),
+                "transformers ms": await median_ms(reference, 3),
+            }
+        )
+    await sandbox.close()
+    return rows
+
+
+async def longer(repeats: int) -> list[dict[str, object]]:
+    """Documents and videos."""
+    sandbox = Sandbox(SandboxLimits(children=1, jobs=10**6))
+    await sandbox.start()
+    renderer = Renderer(sandbox, Rendering(spec=SPEC))
+    scenes = [drawing(1280, 720, seed=number) for number in range(5)]
+    media = {
+        "PDF, 10 pages of A4": ("pdf", pdf_of([drawing(1240, 1754, seed=page) for page in range(10)], 150)),
+        "MP4 (H.264), 720p, 30 s": (
+            "mp4", film(steady([scenes[number // 25 % 5] for number in range(750)], 25), gop=50,
+                        options={"preset": "veryfast"})),
+        "WebM (VP9), 720p, 10 s": (
+            "webm", film(steady([scenes[number // 25 % 5] for number in range(250)], 25), gop=50, container="webm",
+                         codec="libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})),
+    }  # fmt: skip
+    rows: list[dict[str, object]] = []
+    for name, (kind, data) in media.items():
+
+        async def shown(kind: str = kind, data: bytes = data) -> None:
+            await renderer.render(Medium(Media(source=data), data, kind))
+
+        rows.append({"medium": f"{name}, {len(data) / 1e6:.1f} MB", "ms": await median_ms(shown, max(3, repeats // 5))})
+    await sandbox.close()
+    return rows
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """In Markdown."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([str(row[name]) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=25)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = {
+        "savings": savings(),
+        "times": asyncio.run(times(options.repeats)),
+        "longer": asyncio.run(longer(options.repeats)),
+    }
+    print(
+        f"{platform.machine()}, {psutil.cpu_count()} cores; medians of {options.repeats} runs, fewer of the large ones"
+    )
+    for rows in found.values():
+        print("\n" + table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
