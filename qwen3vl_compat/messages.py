@@ -238,3 +238,16 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     context: int
     max_output: int
     revision: str = ""
+
+
+class FileInfo(Struct, frozen=True, kw_only=True):
+    """An uploaded file as its owner sees it; times in milliseconds since 1970, `sha256` in hexadecimal digits."""
+
+    id: str
+    filename: str
+    mime_type: str
+    bytes: int
+    sha256: str
+    purpose: str
+    created_at: int
+    expires_at: int

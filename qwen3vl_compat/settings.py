@@ -150,6 +150,43 @@ class MediaSettings(MediaLimits, frozen=True, kw_only=True, forbid_unknown_field
     """Jobs after which a process is replaced."""
 
 
+class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Uploaded files: where they lie, how much a tenant may keep and for how long, in bytes and seconds."""
+
+    enabled: bool = True
+    store: Annotated[str, Meta(pattern=r"^(s3://[^/\s]+(/\S*)?)?$")] = ""
+    """s3://bucket/prefix, with credentials from the usual AWS_* variables; empty is a folder in the state folder."""
+    s3_endpoint: str = ""
+    """Another service than Amazon's that speaks S3, as https://storage.example.org."""
+    s3_region: str = ""
+    public_url: str = ""
+    """How clients reach this server, as https://api.example.org; empty is what their requests' Host says."""
+    types: tuple[Literal["jpeg", "png", "webp", "gif", "mp4", "webm", "pdf"], ...] = (
+        "jpeg",
+        "png",
+        "webp",
+        "gif",
+        "mp4",
+        "webm",
+        "pdf",
+    )
+    max_bytes: Positive = 2 * 2**30
+    """Of one file; `tenant_bytes` of all that a tenant has or is just uploading, `tenant_files` is their number."""
+    tenant_bytes: Positive = 20 * 2**30
+    tenant_files: Positive = 10_000
+    life: Positive = 48 * 3600
+    """A file is removed after this long, or what the request says instead, up to `max_life`."""
+    max_life: Positive = 30 * 86_400
+    upload_life: Positive = 3600
+    """An upload in parts is given up when none has come for this long."""
+    part_bytes: Annotated[int, Meta(ge=2**16, le=2**26)] = 2**20
+    """Bytes gathered in memory before they are written."""
+    slowest: Positive = 100_000
+    """Bytes a second that a file must come at, `server.body_total` seconds granted."""
+    sweep: Seconds = 60
+    """Between two looks for what has expired."""
+
+
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How firmly the database is written: NORMAL survives the death of the process, FULL also of the machine."""
 
@@ -168,6 +205,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     server: ServerSettings = ServerSettings()
     model: ModelSettings = ModelSettings()
     media: MediaSettings = MediaSettings()
+    files: FileSettings = FileSettings()
     ledger: LedgerSettings = LedgerSettings()
     log: LogSettings = LogSettings()
 

@@ -109,7 +109,11 @@ class TestRefusing:
             else:
                 assert len(Keys(engine).list()) == 102
                 engine.dispose()
-        assert refused >= len(whole) // 4096 - 2
+        # Tables that only grow later are not read at the start; each of theirs is one empty page by now.
+        with closing(sqlite3.connect(filled)) as connection:
+            query = "SELECT count(*) FROM sqlite_master WHERE tbl_name IN ('files', 'uploads')"
+            unread: int = connection.execute(query).fetchone()[0]
+        assert refused >= len(whole) // 4096 - 2 - unread
 
     def test_a_file_cut_off_beside_a_log_is_refused(self, state_dir: Path, filled: Path, tmp_path: Path) -> None:
         """With pages waiting in the log the file's length proves nothing: the tables are read through instead."""

@@ -1,8 +1,12 @@
 """The migrations make what `tables.py` says, on SQLite to the letter, on PostgreSQL as far as text can tell."""
 
+import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -12,7 +16,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from qwen3vl_compat.accounts import migrations
-from qwen3vl_compat.accounts.database import open_database
+from qwen3vl_compat.accounts.database import FILE, open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.tables import metadata
 
@@ -35,15 +39,36 @@ class TestMigrations:
         engine = open_database(state_dir)
 
         def clauses(sql: str) -> set[str]:
-            return {line.strip().rstrip(",").rstrip() for line in sql.splitlines()}
+            # A column that was added stands in the last line, behind the constraints.
+            head, _, inside = " ".join(sql.split()).partition("(")
+            parts = re.split(r",(?![^(]*\))", re.sub(r"\)$", "", inside))
+            return {head.strip(), *(" ".join(part.split()) for part in parts)}
 
         with fresh.connect() as wanted, engine.connect() as made:
             one = {name: clauses(sql) for name, sql in wanted.exec_driver_sql(query)}
             other = {name: clauses(sql) for name, sql in made.exec_driver_sql(query)}
         assert one == other
-        assert len(one) == 3
+        assert len(one) == 4 + 5
         engine.dispose()
         fresh.dispose()
+
+    def test_a_database_of_the_first_revision_is_brought_up_to_date_with_its_rows(self, state_dir: Path) -> None:
+        state_dir.mkdir()
+        old = create_engine(f"sqlite:///{state_dir / FILE}")
+        with old.begin() as connection:
+            config = Config(attributes={"connection": connection})
+            config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+            command.upgrade(config, "0001")
+            connection.exec_driver_sql("INSERT INTO tenants (id, name, created_at) VALUES ('acme', 'Acme', 5)")
+        old.dispose()
+        engine = open_database(state_dir)
+        key = Keys(engine).create("acme")
+        assert Keys(engine).find(key.secret_text) == key.key
+        engine.dispose()
+        with closing(sqlite3.connect(state_dir / FILE)) as connection:
+            assert connection.execute("SELECT * FROM tenants").fetchall() == [("acme", "Acme", "active", 5, None)]
+            assert connection.execute("SELECT count(*) FROM files, uploads").fetchall() == [(0,)]
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
 
     def test_the_known_revisions_are_the_files(self) -> None:
         config = Config()
