@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from qwen3vl_compat import __version__
@@ -74,9 +75,13 @@ def _settings(options: argparse.Namespace) -> Settings:
     return load_settings(options.config, flags)
 
 
-def _keys(settings: Settings) -> Keys:
+def _database(settings: Settings) -> Engine:
     folder = Path(settings.server.state_dir).expanduser()
-    return Keys(open_database(folder, synchronous=settings.ledger.synchronous))
+    return open_database(folder, synchronous=settings.ledger.synchronous)
+
+
+def _keys(settings: Settings) -> Keys:
+    return Keys(_database(settings))
 
 
 # ------------------------------------------------------------------------------------------------------------ serve
@@ -89,14 +94,16 @@ def _serve(options: argparse.Namespace) -> None:
     )
     for chatty in ("uvicorn", "httpx", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from qwen3vl_compat.server.run import serve  # the web framework is not loaded to manage keys
+    from qwen3vl_compat.server.run import Accounts, serve  # the web framework is not loaded to manage keys
 
     listener = _listen(settings)
-    keys = _keys(settings)
+    database = _database(settings)
+    keys = Keys(database)
     engine = make_engine(settings)
     print(f"Loading {settings.model.path or 'the bundled model'} ...", flush=True)
     with listener:
-        serve(settings, engine, keys.find, listener, lambda: print(_welcome(settings, keys), flush=True))
+        accounts = Accounts(database, keys.find)
+        serve(settings, engine, accounts, listener, lambda: print(_welcome(settings, keys), flush=True))
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 
 PACKAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*VALUES, "wire"), ("msgspec",)),
-    "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi"),
+    "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi", "obstore"),
     "policies": ("msgspec", "limits", "slowapi"),
 }
 """The packages, beside the standard library, that a room may import."""
@@ -34,6 +34,8 @@ OWNERS = {
     "litestar": ("server",),
     "langchain_core": ("adapters",),
     "httpcore": ("media.fetch",),
+    "obstore": ("media.store",),
+    "python_multipart": ("server.form",),
     **dict.fromkeys(("torch", "transformers", "accelerate"), MODEL),
 }
 """Packages that only some rooms may import, PURE excepted."""
@@ -101,6 +103,8 @@ def test_every_module_keeps_the_law() -> None:
         ("server.app", "from langchain_core import messages"),
         ("cli", "import litestar"),
         ("media.image", "import httpcore"),
+        ("media.spool", "from obstore import put_async"),
+        ("server.app", "import python_multipart"),
     ],
 )
 def test_a_planted_violation_is_caught(module: str, planted: str) -> None:

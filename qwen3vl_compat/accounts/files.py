@@ -176,6 +176,10 @@ class FileRows:
         being = (files.c.id == file_id) & (files.c.status == "storing")
         return self._changed(update(files).where(being).values(status="ready"))
 
+    def drop(self, file_id: str) -> None:
+        """A file could not be stored: what may lie there of it is to be removed."""
+        self._changed(update(files).where(files.c.id == file_id).values(status="deleting"))
+
     def get(self, tenant: str, file_id: str) -> FileInfo | None:
         """A tenant's file, None if there is none of that id (any more)."""
         with self._engine.connect() as connection:

@@ -18,6 +18,7 @@ from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Prepare
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.door import Exchange
+from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.settings import Settings
 
@@ -28,6 +29,9 @@ Streamed = Callable[[Request, Events], AsyncGenerator[bytes, None]]
 
 class Service:
     """What the routes share: the chain of policies with the engine behind it, and the server's state."""
+
+    files: Files | None = None
+    """Uploaded files, where there are any."""
 
     def __init__(
         self, settings: Settings, engine: Engine, generate: Generate, prepare: Prepare, sandbox: Sandbox
@@ -44,11 +48,15 @@ class Service:
     async def start(self) -> None:
         """Have the decoding children and the engine ready; raises EngineUnusable."""
         await self.sandbox.start()
+        if self.files is not None:
+            await self.files.start()
         await self.engine.start()
 
     async def close(self) -> None:
         """End both; what still runs ends with an error."""
         await self.sandbox.close()
+        if self.files is not None:
+            await self.files.close()
         await self.engine.close()
 
     @property

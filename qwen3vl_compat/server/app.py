@@ -16,10 +16,11 @@ from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import chain
 from qwen3vl_compat.policies.media import Fetch, MediaPolicy
-from qwen3vl_compat.server import google_routes, health, model_routes, openai_routes
+from qwen3vl_compat.server import file_routes, google_routes, health, model_routes, openai_routes, upload_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, exchange_of, failures
+from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.settings import Settings
 
 
@@ -38,7 +39,9 @@ class NoFiles:
 Http = HttpRequest[Any, Any, Any]
 
 
-def build_service(settings: Settings, engine: Engine, *, fetch: Fetch | None = None) -> Service:
+def build_service(
+    settings: Settings, engine: Engine, *, fetch: Fetch | None = None, files: Files | None = None
+) -> Service:
     """The engine behind the chain of policies; `fetch` replaces what fetches media from URLs."""
     media = settings.media
     sandbox = Sandbox(
@@ -52,8 +55,10 @@ def build_service(settings: Settings, engine: Engine, *, fetch: Fetch | None = N
     )
     fetcher = fetch or Fetcher(media.allow_networks, frozenset(media.ports), media.fetch_seconds)
     context = max(model.context for model in engine.models())
-    policy = MediaPolicy(engine.vision, context, sandbox, lambda tenant: media, fetcher, NoFiles())
-    return Service(settings, engine, chain(engine.generate, media=policy.prepare), policy.prepare, sandbox)
+    policy = MediaPolicy(engine.vision, context, sandbox, lambda tenant: media, fetcher, files or NoFiles())
+    service = Service(settings, engine, chain(engine.generate, media=policy.prepare), policy.prepare, sandbox)
+    service.files = files
+    return service
 
 
 def build_routes(service: Service) -> Litestar:
@@ -68,6 +73,12 @@ def build_routes(service: Service) -> Litestar:
             google_routes.call_model,
             model_routes.list_models,
             model_routes.get_model,
+            file_routes.create_file,
+            file_routes.list_files,
+            file_routes.get_file,
+            file_routes.delete_file,
+            upload_routes.start_upload,
+            upload_routes.continue_upload,
             health.livez,
             health.readyz,
             health.metrics,

@@ -22,6 +22,8 @@ failures = logging.getLogger("qwen3vl_compat.failures")
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Paths served without a key; every other path needs one."""
 METRICS = "/metrics"
+UPLOADS = "/upload/session/"
+"""Below this every path is the secret address of one upload, which is why it needs no key."""
 
 
 _UNREAD = frozenset({401, 403, 408, 413, 415, 431})
@@ -49,13 +51,15 @@ class Exchange:
         self.caller = Caller("", "")
         self.status = 0
         self.model = self.tokens = "-"
+        self.answer_headers: dict[str, str] = {}
 
     def _speaks_google(self) -> bool:
         if self.path.startswith(("/v1beta", "/upload/")):
             return True
-        if not self.path.startswith("/v1/models"):
-            return False
-        return self.method == "POST" or "x-goog-api-key" in self.headers or "key" in self.query
+        named = "x-goog-api-key" in self.headers or "key" in self.query
+        if self.path.startswith("/v1/files"):
+            return named or any(header.startswith("x-goog-upload-") for header in self.headers)
+        return self.path.startswith("/v1/models") and (self.method == "POST" or named)
 
     @property
     def key(self) -> str | None:
@@ -69,7 +73,7 @@ class Exchange:
 
     def encode(self, error: ApiError) -> tuple[int, dict[str, str], bytes]:
         """The error as this request's wire says it: status, headers, body."""
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **self.answer_headers}
         if error.retry_after is not None:
             headers |= {"retry-after": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
         if error.status in _UNREAD:  # the body was not read: what still comes of it must not be waited for
@@ -96,7 +100,7 @@ def door(app: ASGIApp, find_key: FindKey, open_paths: Set[str] = OPEN_PATHS) -> 
         tell = _telling(exchange, send)
         try:
             check_head(scope["headers"])
-            if exchange.path not in open_paths:
+            if needs_key(exchange.path, open_paths):
                 exchange.caller = admit(exchange, find_key)
             await app(scope, receive, tell)
         except ApiError as error:
@@ -110,6 +114,11 @@ def door(app: ASGIApp, find_key: FindKey, open_paths: Set[str] = OPEN_PATHS) -> 
             _write_line(exchange)
 
     return enter
+
+
+def needs_key(path: str, open_paths: Set[str] = OPEN_PATHS) -> bool:
+    """Whether nothing at this path is done without a key."""
+    return path not in open_paths and not path.startswith(UPLOADS)
 
 
 def check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -170,7 +179,8 @@ def _write_line(exchange: Exchange) -> None:
     if exchange.path in _QUIET:
         return
     took = (time.monotonic() - exchange.began) * 1000
-    path = re.sub(r"sk-[\w-]+", "sk-...", re.sub(r"[^\x21-\x7e]", "?", exchange.path))[:120]
+    path = UPLOADS + "..." if exchange.path.startswith(UPLOADS) else exchange.path
+    path = re.sub(r"sk-[\w-]+", "sk-...", re.sub(r"[^\x21-\x7e]", "?", path))[:120]
     log.info(
         "id=%s key=%s model=%s tokens=%s ms=%.0f status=%d %s %s",
         exchange.id, exchange.caller.key or "-", exchange.model, exchange.tokens, took, exchange.status,

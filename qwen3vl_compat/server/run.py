@@ -5,8 +5,9 @@ import os
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
+import sqlalchemy
 import uvicorn
 
 from qwen3vl_compat.engines import Engine
@@ -14,7 +15,15 @@ from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
 from qwen3vl_compat.server.connection import with_patience
 from qwen3vl_compat.server.door import FindKey
+from qwen3vl_compat.server.files import make_files
 from qwen3vl_compat.settings import Settings
+
+
+class Accounts(NamedTuple):
+    """The database of the server's accounts, and how a key is found in it."""
+
+    database: sqlalchemy.Engine
+    find_key: FindKey
 
 
 class _Server(uvicorn.Server):
@@ -50,11 +59,16 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(
-    settings: Settings, engine: Engine, find_key: FindKey, listener: socket.socket, started: Callable[[], None]
+    settings: Settings,
+    engine: Engine,
+    accounts: Accounts,
+    listener: socket.socket,
+    started: Callable[[], None],
 ) -> None:
-    service = build_service(settings, engine)
+    files = make_files(settings, accounts.database)
+    service = build_service(settings, engine, files=files)
     config = uvicorn.Config(
-        build_app(service, find_key),  # pyright: ignore[reportArgumentType]
+        build_app(service, accounts.find_key),  # pyright: ignore[reportArgumentType]
         http=with_patience(settings.server.read_idle),
         log_config=None,
         access_log=False,
@@ -71,10 +85,14 @@ async def _serve(
 
 
 def serve(
-    settings: Settings, engine: Engine, find_key: FindKey, listener: socket.socket, started: Callable[[], None]
+    settings: Settings,
+    engine: Engine,
+    accounts: Accounts,
+    listener: socket.socket,
+    started: Callable[[], None],
 ) -> None:
     """Start the engine and serve on `listener` until SIGTERM or SIGINT; calls `started` once requests are taken.
 
-    Raises EngineUnusable if the engine does not start.
+    Raises EngineUnusable if the engine does not start, StoreUnusable if files cannot be kept where they are to be.
     """
-    asyncio.run(_serve(settings, engine, find_key, listener, started))
+    asyncio.run(_serve(settings, engine, accounts, listener, started))
