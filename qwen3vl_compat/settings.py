@@ -156,10 +156,10 @@ class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
     enabled: bool = True
     store: Annotated[str, Meta(pattern=r"^(s3://[^/\s]+(/\S*)?)?$")] = ""
     """s3://bucket/prefix, with credentials from the usual AWS_* variables; empty is a folder in the state folder."""
-    s3_endpoint: str = ""
+    s3_endpoint: Annotated[str, Meta(pattern=r"^(https?://\S+)?$")] = ""
     """Another service than Amazon's that speaks S3, as https://storage.example.org."""
     s3_region: str = ""
-    public_url: str = ""
+    public_url: Annotated[str, Meta(pattern=r"^(https?://\S+)?$")] = ""
     """How clients reach this server, as https://api.example.org; empty is what their requests' Host says."""
     types: tuple[Literal["jpeg", "png", "webp", "gif", "mp4", "webm", "pdf"], ...] = (
         "jpeg",

@@ -1,7 +1,6 @@
 """Rows of files and uploads: whose they are, in which order, for how long, and how many there may be."""
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import Engine, exc
@@ -25,9 +24,9 @@ PLENTY = Quota(10**9, 1000)
 
 
 @pytest.fixture
-def rows(engine: Engine, keys: Keys, clock: Clock) -> Iterator[FileRows]:
+def rows(engine: Engine, keys: Keys, clock: Clock) -> FileRows:
     keys.add_tenant("other")
-    yield FileRows(engine, clock)
+    return FileRows(engine, clock)
 
 
 def new(tenant: str = "acme", size: int = 100, key: str = "K" * 12) -> NewUpload:

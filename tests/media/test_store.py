@@ -1,6 +1,7 @@
 """Where files lie: the same rules for a folder and for a bucket."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,9 +96,10 @@ async def test_a_bucket_that_is_not_there_is_a_failure(
     assert (tmp_path / "source").exists()
 
 
-def test_settings_that_cannot_be_used(reading: Spool, tmp_path: Path) -> None:
-    with pytest.raises(StoreUnusable, match="s3://bucket"):
-        make_store(tmp_path, reading, "s3://bucket", endpoint="no address")
+def test_a_bucket_needs_its_library(reading: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(StoreUnusable, match=r"qwen3vl-compat\[s3\]"):
+        make_store(tmp_path, reading, "s3://bucket")
 
 
 class TestSpool:

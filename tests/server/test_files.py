@@ -143,7 +143,7 @@ async def test_a_part_that_fails_is_taken_back(files: Files) -> None:
     async with files.receiving(token) as intake:
         await intake.write(PICTURE)
         await intake.pause()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError):  # noqa: PT012
         async with files.receiving(token) as intake:
             await intake.write(PICTURE[:7])
             await intake._flush()
@@ -158,7 +158,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(files: Files, monkeypatch:
 
     token = await files.begin(new(), once=True)
     monkeypatch.setattr("qwen3vl_compat.media.spool.append", full)
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded):  # noqa: PT012
         async with files.receiving(token, once=True) as intake:
             await intake.write(PICTURE)
             await intake.complete("vision", 60)
