@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.serving import Served, serving
@@ -75,3 +76,18 @@ def moe_server(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The random mixture of experts, served."""
     with serving(tmp_path_factory.mktemp("experts"), "--model", str(moe)) as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The address of a service that speaks S3, with a bucket in it."""
+    pytest.importorskip("moto", reason="moto[server] is not installed")
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    httpx.put(f"{url}/bucket")
+    yield url
+    server.stop()

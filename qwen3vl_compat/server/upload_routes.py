@@ -115,7 +115,7 @@ async def _received(request: Http, service: Service, token: str, commands: set[s
                 if "finalize" not in commands:
                     await intake.pause()
                     told = {STATUS: "active", RECEIVED: str(intake.received)}
-                    return Response(None, headers=told)
+                    return Response({}, headers=told)
                 file = await intake.complete("user_data", files.settings.life, exactly=intake.row.size)
             except ApiError:
                 if intake.hopeless:

@@ -2,29 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from qwen3vl_compat.media.spool import Busy, Spool, append, digest
 from qwen3vl_compat.media.store import PART, Gone, Store, StoreFailed, StoreUnusable, make_store
-
-
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    """The address of a service that speaks S3, with a bucket in it."""
-    pytest.importorskip("moto", reason="moto[server] is not installed")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    httpx.put(f"{url}/bucket")
-    yield url
-    server.stop()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from qwen3vl_compat.accounts.database import open_database
@@ -40,6 +41,30 @@ async def files(tmp_path: Path, clock: Clock) -> AsyncIterator[Files]:
     made = Files(FileSettings(), FileRows(database, clock), tmp_path / "state" / "files")
     yield made
     await made.close()
+    database.dispose()
+
+
+@pytest.mark.filterwarnings("default")
+async def test_files_lie_in_a_bucket_where_one_is_set(
+    bucket: str, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    database = open_database(tmp_path / "state")
+    Keys(database).add_tenant("acme")
+    settings = FileSettings(store="s3://bucket/files", s3_endpoint=bucket, s3_region="us-east-1")
+    files = Files(settings, FileRows(database, clock), tmp_path / "state" / "files")
+    file, other = await put(files), await put(files, life=10**6)
+    assert lying(files) == []
+    async with files.open("acme", file.id) as opened:
+        assert opened.path.read_bytes() == PICTURE
+    clock.now += 60
+    await files.sweep()
+    await files.delete("acme", other.id)
+    async with httpx.AsyncClient() as client:
+        left = (await client.get(f"{bucket}/bucket?list-type=2&prefix=files/")).text
+    assert "<Key>" not in left
+    assert files.rows.expired() == ()
     database.dispose()
 
 
