@@ -105,7 +105,7 @@ def test_a_list_goes_on_after_a_file_that_is_gone(rows: FileRows, clock: Clock) 
     all_of_them = []
     for number in range(5):
         all_of_them.append(made(rows, purpose="vision" if number % 2 else "user_data"))
-        clock.now += 0.001
+        clock.now += 0.01
     assert rows.list("acme", order="asc") == (tuple(all_of_them), False)
     page, more = rows.list("acme", limit=2)
     assert (page, more) == ((all_of_them[4], all_of_them[3]), True)
