@@ -1,4 +1,4 @@
-"""The command `qwen3vl-compat`: serve a model, manage keys."""
+"""The command `qwen3vl-compat`: serve a model, manage keys and tenants."""
 
 import argparse
 import base64
@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from qwen3vl_compat import __version__
 from qwen3vl_compat.accounts.database import DatabaseUnusable, open_database
 from qwen3vl_compat.accounts.keys import Keys, UnknownKey, UnknownTenant
+from qwen3vl_compat.accounts.limits import TenantLimits
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines import EngineUnusable, make_engine
 from qwen3vl_compat.settings import Settings, SettingsError, load_settings
@@ -60,7 +61,18 @@ def _parser() -> argparse.ArgumentParser:
     revoke = keys.add_parser("revoke", help="end a key; running servers follow within 5 seconds")
     revoke.add_argument("public", help="the key's public part, or the whole key")
     revoke.set_defaults(run=_revoke_key)
-    for command in (create, listing, revoke):
+    tenants = commands.add_parser("tenants", help="make tenants, and set what they may send").add_subparsers(
+        required=True
+    )
+    make = tenants.add_parser("create", help="make a tenant")
+    make.add_argument("tenant", help="its id: a-z, 0-9, - and _")
+    make.add_argument("--name", default="", help="its name, for people")
+    make.set_defaults(run=_create_tenant)
+    differ = tenants.add_parser("set", help="give a tenant limits of its own; running servers follow within 5 seconds")
+    differ.add_argument("tenant")
+    differ.add_argument("limits", nargs="+", metavar="media.NAME=VALUE", help="an empty value takes a limit back")
+    differ.set_defaults(run=_set_tenant)
+    for command in (create, listing, revoke, make, differ):
         _add_config(command)
     return parser
 
@@ -187,3 +199,23 @@ def _revoke_key(options: argparse.Namespace) -> None:
     public = options.public.split("-")[1] if options.public.startswith("sk-") else options.public
     _keys(_settings(options)).revoke(public)
     print(f"Key {public} is revoked; running servers follow within 5 seconds.")
+
+
+# ---------------------------------------------------------------------------------------------------------- tenants
+
+
+def _create_tenant(options: argparse.Namespace) -> None:
+    made = _keys(_settings(options)).add_tenant(options.tenant, options.name)
+    print(f"Tenant {options.tenant} {'is made' if made else 'was there already'}.")
+
+
+def _set_tenant(options: argparse.Namespace) -> None:
+    settings = _settings(options)
+    wishes: dict[str, str] = {}
+    for limit in options.limits:
+        name, equals, value = limit.partition("=")
+        if not equals or not name.startswith("media."):
+            raise ValueError(f"A limit is given as media.NAME=VALUE; {limit!r} is not.")
+        wishes[name.removeprefix("media.")] = value
+    for name, value in TenantLimits(_database(settings), settings.media).change(options.tenant, wishes).items():
+        print(f"media.{name}={value}")

@@ -73,7 +73,7 @@ def draw_batch(rng: Random, longest: int) -> Batch:
         pixels[index] = np.asarray(line.picture.resize((column * GRID, row * GRID), Image.Resampling.BICUBIC))
         answers.append(line.text)
     question = "" if rng.random() < 0.6 else rng.choice(QUESTIONS if rng.random() < 0.6 else MORE_QUESTIONS)
-    if rng.random() < 0.15:
+    if rng.random() < 0.25:
         question = f"{question} {rng.choice(AS_JSON)}".strip()
         answers = [_as_json(rng, answer) for answer in answers]
     opening, closing = _frame(rng)

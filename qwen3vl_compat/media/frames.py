@@ -219,10 +219,11 @@ def pair(frames: list[tuple[int, Image.Image]], spec: VisionSpec, digest: str) -
 def blank() -> BinaryIO:
     """A video of two grey frames."""
     out = BytesIO()
-    with av.open(out, "w", format="mp4") as made:
-        stream: Any = made.add_stream("mpeg4", rate=2)
+    library: Any = av
+    with library.open(out, "w", format="mp4") as made:
+        stream = made.add_stream("mpeg4", rate=2)
         stream.width = stream.height = 64
-        grey = av.VideoFrame.from_image(Image.new("RGB", (64, 64), "grey"))
+        grey = library.VideoFrame.from_image(Image.new("RGB", (64, 64), "grey"))
         for packet in [*stream.encode(grey), *stream.encode(grey), *stream.encode(None)]:
             made.mux(packet)
     out.seek(0)

@@ -15,7 +15,7 @@ from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFou
 from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import chain
-from qwen3vl_compat.policies.media import Fetch, MediaPolicy
+from qwen3vl_compat.policies.media import Fetch, Limits, MediaPolicy
 from qwen3vl_compat.server import file_routes, google_routes, health, model_routes, openai_routes, upload_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
@@ -40,7 +40,12 @@ Http = HttpRequest[Any, Any, Any]
 
 
 def build_service(
-    settings: Settings, engine: Engine, *, fetch: Fetch | None = None, files: Files | None = None
+    settings: Settings,
+    engine: Engine,
+    *,
+    fetch: Fetch | None = None,
+    files: Files | None = None,
+    limits_of: Limits | None = None,
 ) -> Service:
     """The engine behind the chain of policies; `fetch` replaces what fetches media from URLs."""
     media = settings.media
@@ -55,7 +60,8 @@ def build_service(
     )
     fetcher = fetch or Fetcher(media.allow_networks, frozenset(media.ports), media.fetch_seconds)
     context = max(model.context for model in engine.models())
-    policy = MediaPolicy(engine.vision, context, sandbox, lambda tenant: media, fetcher, files or NoFiles())
+    limits_of = limits_of or (lambda tenant: media)
+    policy = MediaPolicy(engine.vision, context, sandbox, limits_of, fetcher, files or NoFiles())
     service = Service(settings, engine, chain(engine.generate, media=policy.prepare), policy.prepare, sandbox)
     service.files = files
     return service

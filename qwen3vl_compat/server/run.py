@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import sqlalchemy
 import uvicorn
 
+from qwen3vl_compat.accounts.limits import TenantLimits
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
@@ -66,7 +67,8 @@ async def _serve(
     started: Callable[[], None],
 ) -> None:
     files = make_files(settings, accounts.database)
-    service = build_service(settings, engine, files=files)
+    limits = TenantLimits(accounts.database, settings.media)
+    service = build_service(settings, engine, files=files, limits_of=limits.of)
     config = uvicorn.Config(
         build_app(service, accounts.find_key),  # pyright: ignore[reportArgumentType]
         http=with_patience(settings.server.read_idle),
