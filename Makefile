@@ -21,7 +21,7 @@ test: .venv/.dev
 	$(BIN)/pyright
 	$(BIN)/pytest
 
-slow: .build/triton
+slow: .build/triton .build/moto
 slow conformance: .venv/.dev
 	$(BIN)/pytest -m $@
 
@@ -37,6 +37,10 @@ fuzz: .build/fuzz
 
 .build/fuzz: | .venv/.dev
 	$(BIN)/pip install -qq --no-deps --target $@ atheris==3.0.0
+
+# An S3 to test against.
+.build/moto: | .venv/.dev
+	$(BIN)/pip install -qq --target $@ 'moto[s3,server]==5.2.5'
 
 format: .venv/.dev
 	$(BIN)/ruff check --fix

@@ -1,13 +1,19 @@
 """Tiny checkpoints, and servers shared by the whole run: starting one costs seconds."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.serving import Served, serving
+from tests.serving import ROOT, Served, serving
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +87,18 @@ def moe_server(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
     """The address of a service that speaks S3, with a bucket in it."""
-    pytest.importorskip("moto", reason="moto[server] is not installed")
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    httpx.put(f"{url}/bucket")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # In a process and with packages of its own: it needs many, and some of ours in other versions.
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / ".build" / "moto")})
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
+    while time.monotonic() < end:
+        with suppress(httpx.TransportError):
+            httpx.put(f"{url}/bucket")
+            break
+        time.sleep(0.2)
     yield url
-    server.stop()
+    server.kill()
+    server.wait()

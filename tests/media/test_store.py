@@ -15,7 +15,7 @@ def reading(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "reading")
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", pytest.param("bucket", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path, reading: Spool, monkeypatch: pytest.MonkeyPatch) -> Store:
     if request.param == "folder":
         return make_store(tmp_path / "kept", reading)

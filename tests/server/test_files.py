@@ -44,6 +44,7 @@ async def files(tmp_path: Path, clock: Clock) -> AsyncIterator[Files]:
     database.dispose()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 async def test_files_lie_in_a_bucket_where_one_is_set(
     bucket: str, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
