@@ -5,6 +5,7 @@ an address for a video, and opens them.
 """
 
 from collections.abc import Iterator
+from fractions import Fraction
 from io import BytesIO
 from typing import Any, BinaryIO
 
@@ -93,7 +94,7 @@ def look(file: BinaryIO, job: LookJob) -> Footage:
     base = float(film.stream.time_base)
     times = (stamps - stamps[0]) * base
     inside = _within(times, job)
-    rate = _rate(times)
+    rate = _rate(times, film.stream.average_rate)
     count = frames_wanted(len(inside), rate, job.fps, job.spec.video)
     chosen = inside[sampled(times[inside], count)]
     turned = _first_rotation(film, int(stamps[0])) in (90, 270)
@@ -110,9 +111,10 @@ def _within(times: NDArray[np.float64], job: LookJob) -> NDArray[np.int64]:
     return inside if len(inside) else np.array([int(np.abs(times - start).argmin())])
 
 
-def _rate(times: NDArray[np.float64]) -> float:
-    """Frames a second, on average."""
-    return (len(times) - 1) / times[-1] if len(times) > 1 and times[-1] > 0 else 1.0
+def _rate(times: NDArray[np.float64], announced: Fraction | None) -> float:
+    """Frames a second: what the container says, to the letter, if that is about what there are."""
+    found = (len(times) - 1) / float(times[-1]) if len(times) > 1 and times[-1] > 0 else 1.0
+    return float(announced) if announced and abs(announced / found - 1) < 0.01 else found
 
 
 def _first_rotation(film: _Film, stamp: int) -> int:
