@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import atheris
@@ -33,6 +34,8 @@ def sniffers(data: bytes) -> None:
     size = sniff.size_of(kind or "", data)
     assert size is None or all(0 <= side < 2**32 for side in size)
     assert isinstance(sniff.is_whole_png(data), bool)
+    for container in ("mp4", "webm"):
+        assert isinstance(sniff.is_whole_video(BytesIO(data), container), bool)
     with suppress(ApiError):
         check_size(*announced_size(data), Bounds())
 
@@ -89,7 +92,14 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (sniffers, data_urls, urls, bodies, parts)
 }
 SEEDS: dict[str, list[bytes]] = {
-    "sniffers": [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\xff\xd8\xff\xe0\0\x10JFIF", b"RIFF\0\0\0\0WEBPVP8X", b"GIF89a"],
+    "sniffers": [
+        b"\0\0\0\x10ftypisom\0\0\0\0\0\0\0\1mdat\0\0\0\0\0\0\0\x20",
+        b"\x1a\x45\xdf\xa3\x84aaaa\x18\x53\x80\x67\x88",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        b"\xff\xd8\xff\xe0\0\x10JFIF",
+        b"RIFF\0\0\0\0WEBPVP8X",
+        b"GIF89a",
+    ],
     "data_urls": [b"image/png;base64,aGk=", b";base64,", b"video/jpeg;base64,aGk=,aGk="],
     "urls": [b"http://1.1.1.1/", b"https://example.com:443/a?b#c", b"http://[::ffff:1.2.3.4]/", b"http://a@b/"],
     "bodies": [(CHAT % '{"type":"text","text":"Hi"}').encode(), b'{"contents":[{"parts":[{"text":"Hi"}]}]}'],

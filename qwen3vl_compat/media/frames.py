@@ -18,6 +18,7 @@ from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.media.image import check_size, digest_of, fitted, patches_of
 from qwen3vl_compat.media.jobs import ClipJob, Footage, LookJob, Shot
 from qwen3vl_compat.media.limits import VisionSpec
+from qwen3vl_compat.media.sniff import is_whole_video
 from qwen3vl_compat.media.video import frames_wanted, sampled
 from qwen3vl_compat.messages import Picture
 
@@ -28,8 +29,12 @@ MOST_PACKETS = 2_000_000
 """Of a video's stream; 9 hours at 60 frames a second."""
 PART_PIXELS = 2_000_000_000
 """What one job decodes, about 4 s of H.264 on one core; more only for a single frame far behind its key frame."""
-FRAME_PIXELS = 4 * PART_PIXELS
-"""What may have to be decoded for one frame."""
+FRAME_PIXELS = 3 * PART_PIXELS
+"""What a job may decode where a new one would have to begin far back, at the same key frame."""
+FEWEST = 16
+"""One of so many frames wanted must be shown at least, where key frames alone can be."""
+ALL_PIXELS = 20 * PART_PIXELS
+"""What all jobs of a video decode, about 80 s; of a video that would cost more, only key frames are shown."""
 _FORMATS = {"mp4": "mp4", "webm": "matroska"}
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
@@ -37,6 +42,10 @@ _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: I
 def undecodable(why: str = "it is damaged or cut short") -> InvalidRequest:
     """The one refusal of videos that do not decode."""
     return InvalidRequest(f"the video cannot be decoded: {why}", code="invalid_video")
+
+
+def _too_far_apart() -> InvalidRequest:
+    return undecodable("its key frames are too far apart for its length; encode it with more of them")
 
 
 class _Film:
@@ -77,6 +86,9 @@ def _is_cover(stream: Any) -> bool:
 
 def look(file: BinaryIO, job: LookJob) -> Footage:
     """What the video is and which of its frames to show. InvalidRequest: `invalid_video`, and those of `check_size`."""
+    if not is_whole_video(file, job.container):
+        raise undecodable()
+    file.seek(0)
     film = _Film(file, job.container)
     context = film.stream.codec_context
     width, height = context.width, context.height
@@ -94,26 +106,29 @@ def look(file: BinaryIO, job: LookJob) -> Footage:
     base = float(film.stream.time_base)
     times = (stamps - stamps[0]) * base
     inside = _within(times, job)
-    rate = _rate(times, film.stream.average_rate)
+    rate = _rate(times[inside], film.stream.average_rate)
     count = frames_wanted(len(inside), rate, job.fps, job.spec.video)
     chosen = inside[sampled(times[inside], count)]
     turned = _first_rotation(film, int(stamps[0])) in (90, 270)
-    parts = _parts(stamps, times, keys, chosen, width * height)
+    parts = _parts(stamps, np.maximum(times, job.start or 0.0), keys, chosen, width * height)
     return Footage(width=height if turned else width, height=width if turned else height, parts=parts)
 
 
 def _within(times: NDArray[np.float64], job: LookJob) -> NDArray[np.int64]:
-    """The frames between the wanted start and end; the nearest one if there is none."""
+    """The frames between the wanted start and end; before them the one on the screen at the start, if it stays long."""
     start, end = job.start or 0.0, times[-1] if job.end is None else job.end
     if start > times[-1] + 1:
         raise InvalidRequest(f"the video lasts {times[-1]:.1f} seconds and ends before the start asked for")
     inside = np.flatnonzero((times >= start) & (times <= end))
-    return inside if len(inside) else np.array([int(np.abs(times - start).argmin())])
+    if not len(inside) or times[inside[0]] > start + 0.5 / job.fps:
+        held = max(0, int(np.searchsorted(times, start, side="right")) - 1)
+        inside = np.union1d([held], inside)
+    return inside
 
 
 def _rate(times: NDArray[np.float64], announced: Fraction | None) -> float:
     """Frames a second: what the container says, to the letter, if that is about what there are."""
-    found = (len(times) - 1) / float(times[-1]) if len(times) > 1 and times[-1] > 0 else 1.0
+    found = (len(times) - 1) / float(times[-1] - times[0]) if len(times) > 1 else 1.0
     return float(announced) if announced and abs(announced / found - 1) < 0.01 else found
 
 
@@ -139,17 +154,22 @@ def _parts(
         near = places[_nearest(places, chosen)]
         spread = np.diff(chosen).max() if len(chosen) > 1 else 0
         chosen = np.unique(np.where(np.abs(near - chosen) * 2 <= spread, near, chosen))
+        if _cost(places, chosen) * pixels > ALL_PIXELS:
+            wanted, chosen = len(chosen), np.unique(near)
+            if len(chosen) < max(wanted / FEWEST, min(wanted, 4)):
+                raise _too_far_apart()
     parts: list[tuple[Shot, ...]] = []
     part: list[Shot] = []
     spent, before = 0, -1
     for index in chosen.tolist():
         key = int(places[np.searchsorted(places, index, side="right") - 1])
-        steps = index - (before if before >= key and part else key) + 1
-        if steps * pixels > FRAME_PIXELS:
-            raise undecodable("its key frames are too far apart")
-        if part and len(part) % 2 == 0 and (spent + steps) * pixels > PART_PIXELS:
+        anew, steps = index - key + 1, index - (before if before >= key and part else key) + 1
+        near_by = anew * pixels <= PART_PIXELS // 4 or (spent + steps) * pixels > FRAME_PIXELS
+        if part and len(part) % 2 == 0 and near_by and (spent + steps) * pixels > PART_PIXELS:
             parts.append(tuple(part))
-            part, spent, steps = [], 0, index - key + 1
+            part, spent, steps = [], 0, anew
+        if (spent + steps) * pixels > FRAME_PIXELS:
+            raise _too_far_apart()
         part.append(Shot(int(stamps[key]), int(stamps[index]), float(times[index])))
         spent, before = spent + steps, index
     parts.append(tuple(part))

@@ -6,6 +6,8 @@ A declared media type is never believed: only these marks count. Nothing here ra
 import re
 import zlib
 from collections.abc import Callable
+from os import SEEK_END
+from typing import BinaryIO
 
 NAMES = {
     "jpeg": "a JPEG picture",
@@ -68,6 +70,9 @@ _MARKS = tuple(
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _STEPS = 50_000
 """Segments or chunks looked at in one file; more are an attack on Pillow, which walks them as we do."""
+
+_BOXES = 1_000_000
+"""The same of an mp4: two for each fragment, which may be half a second long."""
 
 
 def kind_of(data: bytes) -> str | None:
@@ -145,6 +150,48 @@ def is_whole_png(data: bytes) -> bool:
             return True
         at = end + 4
     return False
+
+
+def is_whole_video(file: BinaryIO, kind: str) -> bool:
+    """Whether a file, an mp4 or webm, holds all that its outermost parts announce: the first half of one does not.
+
+    An mp4 is a row of boxes (ISO/IEC 14496-12, section 4.2), a webm two elements (RFC 8794, section 4). Decoders take
+    what there is for the whole.
+    """
+    size = file.seek(0, SEEK_END)
+    step = _box if kind == "mp4" else _element
+    at = 0
+    for _ in range(_BOXES):
+        file.seek(at)
+        length = step(file.read(16))
+        if length is None or at == size:
+            return True
+        at += length
+        if at > size:
+            return False
+    return False
+
+
+def _box(head: bytes) -> int | None:
+    """Bytes of the box that begins so; None if it goes on to the end, or is none."""
+    if len(head) < 8:
+        return None
+    length = int.from_bytes(head[:4], "big")
+    length = int.from_bytes(head[8:16], "big") if length == 1 else length
+    return length if length >= 8 else None
+
+
+def _element(head: bytes) -> int | None:
+    """Bytes of the element that begins so; None if it does not say, as in a live stream, or is none."""
+    if not head or not head[0]:
+        return None
+    at = 9 - head[0].bit_length()  # the zeros before the first one tell how many bytes an id or a length has
+    if len(head) <= at or not head[at]:
+        return None
+    width = 9 - head[at].bit_length()
+    unknown = (1 << 7 * width) - 1
+    length = int.from_bytes(head[at : at + width], "big") & unknown
+    return None if length == unknown else at + width + length
 
 
 _SIZE_READERS: dict[str, Callable[[bytes], tuple[int, int] | None]] = {

@@ -23,11 +23,12 @@ def film(
     gop: int = 12,
     options: dict[str, str] | None = None,
     ticks: int = 0,
-    fragmented: bool = False,
+    movflags: str = "",
+    live: bool = False,
 ) -> bytes:
     """A video of these pictures, each at its time in seconds: at a steady `rate`, or else so many `ticks` a second."""
     out = BytesIO()
-    flags = {"movflags": "frag_keyframe+empty_moov"} if fragmented else {}
+    flags = {"movflags": movflags} if movflags else {"live": "1"} if live else {}
     with av.open(out, "w", format=container, options=flags) as made:
         stream: Any = None
         for image, seconds in frames:
@@ -70,4 +71,33 @@ def pdf_of(images: Sequence[Image.Image], dots: float = 144.0, texts: Sequence[s
         page.gen_content()
     out = BytesIO()
     document.save(out)
+    return out.getvalue()
+
+
+def long_film(scenes: Sequence[Image.Image], seconds: int, *, rate: int = 25, gop: int = 50) -> bytes:
+    """An MP4 that shows each scene for so many seconds.
+
+    Every scene is encoded once, as one group of pictures, which is then repeated: hours are made in seconds.
+    """
+    out = BytesIO()
+    with av.open(out, "w", format="mp4") as made:
+        stream: Any = made.add_stream("libx264", rate=rate)
+        stream.width, stream.height = scenes[0].size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.options = {"preset": "veryfast", "bf": "0", "x264-params": "scenecut=0:rc-lookahead=0"}
+        packets: list[tuple[bytes, bool]] = []
+        for number in range(len(scenes) * gop):
+            frame = av.VideoFrame.from_image(scenes[number // gop])
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            packets += [(bytes(packet), packet.is_keyframe) for packet in stream.encode(frame)]
+        packets += [(bytes(packet), packet.is_keyframe) for packet in stream.encode(None)]
+        for number in range(len(scenes) * seconds * rate):
+            scene = number // (seconds * rate)
+            data, key = packets[scene * gop + number % (seconds * rate) % gop]
+            packet = av.Packet(data)
+            packet.stream, packet.time_base, packet.duration = stream, Fraction(1, rate), 1
+            packet.pts = packet.dts = number
+            packet.is_keyframe = key
+            made.mux(packet)
     return out.getvalue()

@@ -166,8 +166,24 @@ def _short_film(**options: Any) -> bytes:
     return film(steady([drawing(64, 64, seed=number) for number in range(10)], 5), **options)
 
 
+def _table_in_front(data: bytes) -> bytes:
+    """The same mp4 with its table before the frames, as files for the web have it."""
+    at = data.index(b"moov") - 4
+    table, frames = data[at:], data[:at]
+    head = int.from_bytes(frames[:4], "big")
+    place = table.index(b"stco") + 8
+    (count,) = struct.unpack_from(">I", table, place)
+    moved = [where + len(table) for where in struct.unpack_from(f">{count}I", table, place + 4)]
+    table = table[: place + 4] + struct.pack(f">{count}I", *moved) + table[place + 4 + 4 * count :]
+    return frames[:head] + table + frames[head:]
+
+
 VIDEOS: dict[str, Make] = {
     "mp4 cut in half": lambda: _cut(_short_film(), 0.5),
+    "mp4 cut in half, its table in front": lambda: _cut(_table_in_front(_short_film()), 0.7),
+    "mp4 in fragments, cut in half": lambda: _cut(_short_film(movflags="frag_keyframe+empty_moov", gop=2), 0.6),
+    "webm cut in half": lambda: _cut(_short_film(container="webm", codec="libvpx-vp9"), 0.6),
+    "mkv cut in half": lambda: _cut(_short_film(container="matroska"), 0.6),
     "mp4, its head only": lambda: _short_film()[:40],
     "mp4 without its frames": lambda: _without_frames(_short_film()),
     "sound alone": sound,
@@ -183,7 +199,11 @@ VIDEOS: dict[str, Make] = {
 
 PLAYED: dict[str, Make] = {
     "mp4 saying 65,535 squared": lambda: _said_size(_short_film(codec="mpeg4"), 65_535),
-    "mp4 in fragments": lambda: _short_film(fragmented=True),
+    "mp4 with its table in front": lambda: _table_in_front(_short_film()),
+    "mp4 with a few bytes behind it": lambda: _short_film() + bytes(20),
+    "webm": lambda: _short_film(container="webm", codec="libvpx-vp9"),
+    "webm of unknown length": lambda: _short_film(container="webm", codec="libvpx-vp9", live=True),
+    "mp4 in fragments": lambda: _short_film(movflags="frag_keyframe+empty_moov"),
 }
 """Strange videos that are shown."""
 

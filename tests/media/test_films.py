@@ -15,7 +15,7 @@ from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.media.video import evenly, pair_times
 from qwen3vl_compat.messages import Media, Picture, Video
 from tests.media.crafted import drawing, encoded
-from tests.media.films import film, steady
+from tests.media.films import film, long_film, steady
 
 SPEC = VisionSpec(min_pixels=65_536, max_pixels=16_777_216, video=VideoSpec(min_pixels=4096, max_pixels=25_165_824))
 """Qwen3-VL's own budgets."""
@@ -60,7 +60,7 @@ def levels(video: Video) -> list[int]:
     [
         ("mp4", {}),
         ("mp4", {"codec": "mpeg4"}),
-        ("mp4", {"fragmented": True}),
+        ("mp4", {"movflags": "frag_keyframe+empty_moov"}),
         ("mp4", {"codec": "libx264", "options": {"bf": "3"}}),
         ("webm", {"container": "webm", "codec": "libvpx"}),
         ("webm", {"container": "webm", "codec": "libvpx-vp9"}),
@@ -99,6 +99,34 @@ async def test_a_part_of_a_video(renderer: Renderer) -> None:
         await played(renderer, data, start=60.0)
 
 
+@pytest.mark.parametrize(("start", "end"), [(40.0, 50.0), (31.0, 55.0), (40.0, 70.0), (59.9, 59.95), (7.0, None)])
+async def test_a_part_begins_with_what_is_on_the_screen(renderer: Renderer, start: float, end: float | None) -> None:
+    """A frame every minute: each stays until the next one comes."""
+    data = film([(plain(50 * number), 60.0 * number) for number in range(4)], ticks=1000)
+    video = await played(renderer, data, start=start, end=end)
+    assert levels(video)[0] == pytest.approx(50 * (start // 60), abs=2)
+    later = [60.0 * number for number in range(4) if start < 60 * number <= (end or 200)]
+    assert video.times == pytest.approx(pair_times([start, *later]), abs=0.002)
+
+
+async def test_a_part_has_as_many_frames_as_its_seconds_ask_for(renderer: Renderer) -> None:
+    data = film(steady([plain(number // 3) for number in range(600)], 10), rate=10, options={"preset": "ultrafast"})
+    video = await played(renderer, data, start=40.0, end=50.0)
+    assert len(video.pairs) == 10
+    assert 40 <= video.times[0] <= video.times[-1] <= 50
+
+
+async def test_two_hours_are_decoded_at_their_true_times(renderer: Renderer) -> None:
+    """Each minute has a grey of its own."""
+    data = long_film([plain(2 * minute) for minute in range(120)], 60)
+    video = await played(renderer, data)
+    assert len(video.pairs) > 350
+    assert video.times[0] < 20
+    assert video.times[-1] > 7180
+    middles = [level / 2 for level in np.array(levels(video)).reshape(-1, 2).mean(axis=1)]
+    assert np.abs(np.array(middles) - (np.array(video.times) - 30) / 60).max() < 1
+
+
 async def test_a_single_frame_is_doubled_and_an_odd_last_one_repeated(renderer: Renderer) -> None:
     one = await played(renderer, film(steady([plain(100)], 25)))
     assert (one.times, levels(one)) == ((0.0,), [100, 100])
@@ -116,6 +144,14 @@ async def test_a_telephone_held_upright(renderer: Renderer) -> None:
     plainly, video = await played(renderer, data), await played(renderer, turned)
     assert plainly.pairs[0].grid == (1, *reversed(video.pairs[0].grid[1:]))
     assert video.pairs[0].height > video.pairs[0].width
+    left, right = plain(0, (64, 64)), plain(200, (128, 64))
+    right.paste(left)
+    data = film(steady([right] * 4, 4), rate=4)
+    data = data[: data.index(b"tkhd") + 44] + upright + data[data.index(b"tkhd") + 80 :]
+    patches = np.frombuffer((await played(renderer, data)).pairs[0].patches, np.uint8)
+    rows = patches.reshape(-1, 768 * 2).mean(axis=1)
+    assert rows[: len(rows) // 2].mean() < 50, "the left side comes to be above"
+    assert rows[len(rows) // 2 :].mean() > 150
 
 
 async def test_a_list_of_frames(renderer: Renderer) -> None:

@@ -1,12 +1,13 @@
 """Kinds and sizes are read from the first bytes, and no bytes make the reading fail or take long."""
 
 import time
+from io import BytesIO
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_compat.media.sniff import NAMES, is_whole_png, kind_of, size_of
+from qwen3vl_compat.media.sniff import NAMES, is_whole_png, is_whole_video, kind_of, size_of
 from tests.media.crafted import chunk, drawing, encoded, plain_png
 
 HEADS = {
@@ -72,6 +73,8 @@ def test_nothing_raises(head: bytes, tail: bytes) -> None:
     kind = kind_of(data)
     assert kind is None or size_of(kind, data) is None or min(size_of(kind, data) or ()) >= 0
     is_whole_png(data)
+    assert is_whole_video(BytesIO(data), "mp4") in (True, False)
+    assert is_whole_video(BytesIO(data), "webm") in (True, False)
 
 
 @pytest.mark.parametrize("junk", [b"\xff" * 20_000_000, b"\xff\x01" * 10_000_000, b"\xff\xe0\0\x02" * 5_000_000])

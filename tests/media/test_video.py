@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.media.frames import FRAME_PIXELS, PART_PIXELS, _parts
+from qwen3vl_compat.media.frames import ALL_PIXELS, FRAME_PIXELS, PART_PIXELS, _parts
 from qwen3vl_compat.media.jobs import Shot
 from qwen3vl_compat.media.limits import VideoSpec, VisionSpec
 from qwen3vl_compat.media.render import within_tokens
@@ -107,3 +107,28 @@ def test_a_frame_too_far_from_its_key_frame_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="key frames are too far apart"):
         parts_of(180_000, 180_000, 2)
     assert FRAME_PIXELS / HD < 180_000
+
+
+def cost_of(parts: tuple[tuple[Shot, ...], ...]) -> int:
+    """Frames decoded by all jobs together."""
+    total = 0
+    for part in parts:
+        before = -1
+        for shot in part:
+            total += shot.stamp // 512 - max(shot.key // 512 - 1, before)
+            before = shot.stamp // 512
+    return total
+
+
+@pytest.mark.parametrize(("minutes", "gop"), [(60, 1500), (120, 500), (120, 1500), (10, 250), (1, 1500), (1, 250)])
+def test_what_a_video_costs_is_bounded_however_rare_its_key_frames_are(minutes: int, gop: int) -> None:
+    wanted = min(768, minutes * 120)
+    parts = parts_of(minutes * 1500, gop, wanted)
+    assert cost_of(parts) * HD <= 1.3 * ALL_PIXELS
+    assert all(cost_of((part,)) * HD <= FRAME_PIXELS for part in parts)
+    assert sum(map(len, parts)) >= wanted / 16
+
+
+def test_a_long_video_with_one_key_frame_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="encode it with more"):
+        parts_of(7500, 9000, 600)
