@@ -22,7 +22,7 @@ from qwen3vl_compat.media.sniff import is_whole_png, kind_of, size_of
 from qwen3vl_compat.messages import Picture
 
 USUAL = Bounds()
-_RENDERING = "2"
+_RENDERING = "3"
 """Part of every digest: raise it when the same bytes come to give other patches."""
 _FORMATS = {"jpeg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
 _UPRIGHT = {
@@ -149,12 +149,29 @@ def opened_image(data: bytes, bounds: Bounds, spec: VisionSpec, longest_side: in
         check_size(width, height, bounds)
         _draft(image, spec, longest_side)
         image.load()
+        if kind == "png":
+            _scale_clear(image, depth=data[24])
         turn = _turn(image)
     if turn is not None:
         image = image.transpose(turn)
         if turn in _TURNED:
             width, height = height, width
     return _on_white(image), width, height
+
+
+def _scale_clear(image: Image.Image, depth: int) -> None:
+    """Bring a PNG's one transparent colour to eight bits, as Pillow does its pixels: tRNS holds it at the file's depth.
+
+    A palette's transparency is of another kind, and 16-bit grey keeps its depth.
+    """
+    clear: int | tuple[int, ...] | bytes | None = image.info.get("transparency")
+    if depth == 8 or image.mode not in ("1", "L", "RGB") or not isinstance(clear, int | tuple):
+        return
+
+    def scaled(level: int) -> int:
+        return level >> 8 if depth == 16 else level * 255 // (2**depth - 1)
+
+    image.info["transparency"] = scaled(clear) if isinstance(clear, int) else tuple(map(scaled, clear))
 
 
 def _draft(image: Image.Image, spec: VisionSpec, longest_side: int) -> None:

@@ -23,8 +23,8 @@ def png(width: int, height: int, pixels: bytes, *, bits: int = 8, colour: int = 
 
 
 def plain_png(pixel: bytes, *, bits: int, colour: int, extra: bytes = b"") -> bytes:
-    """40 by 40 pixels of one colour."""
-    return png(40, 40, (b"\0" + pixel * 40) * 40, bits=bits, colour=colour, extra=extra)
+    """40 by 40 pixels of one colour; `pixel` is a whole byte of them where several share one."""
+    return png(40, 40, (b"\0" + pixel * (40 * min(bits, 8) // 8)) * 40, bits=bits, colour=colour, extra=extra)
 
 
 def drawing(width: int, height: int, seed: int = 0) -> Image.Image:
