@@ -3,31 +3,31 @@
 Refusing is raising. The order of the chain is stated once, here.
 """
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, aclosing
 
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 
 Generate = Callable[[Request], Events]
 Policy = Callable[[Generate], Generate]
-Prepare = Callable[[Request], Awaitable[Request]]
+Prepared = Callable[[Request], AbstractAsyncContextManager[Request]]
 
 
-def before(prepare: Prepare) -> Policy:
-    """A policy that only changes or refuses the request on its way in."""
+def around(prepared: Prepared) -> Policy:
+    """A policy that changes or refuses the request on its way in, and holds what that took until the answer is over."""
 
     def wrap(generate: Generate) -> Generate:
-        async def prepared(request: Request) -> Events:
-            async with aclosing(generate(await prepare(request))) as events:
+        async def inside(request: Request) -> Events:
+            async with prepared(request) as checked, aclosing(generate(checked)) as events:
                 async for event in events:
                     yield event
 
-        return prepared
+        return inside
 
     return wrap
 
 
-def chain(generate: Generate, *, media: Prepare) -> Generate:
+def chain(generate: Generate, *, media: Prepared) -> Generate:
     """The engine behind every policy: media -> engine."""
-    return before(media)(generate)
+    return around(media)(generate)

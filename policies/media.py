@@ -1,18 +1,20 @@
 """Media: counted before anything is fetched, checked before anything is decoded, decoded in processes of their own."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.media.fetch import FetchFailed
 from qwen3vl_compat.media.image import announced_size, check_size, grid_for
 from qwen3vl_compat.media.limits import Bounds, VisionSpec
-from qwen3vl_compat.media.render import Medium, Renderer, Rendering, within_tokens
+from qwen3vl_compat.media.render import Medium, Renderer, Rendering, beyond, within_tokens
+from qwen3vl_compat.media.room import Room, Take
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.media.sniff import NAMES, kind_of
 from qwen3vl_compat.messages import Content, Frames, Link, Media, Message, Part, Received, Request, ToolResult, Upload
@@ -68,6 +70,13 @@ Limits = Callable[[str], MediaLimits]
 """What a tenant may send."""
 
 
+class Sources(Struct, frozen=True):
+    """Where media come from that are not in the request itself."""
+
+    fetch: Fetch
+    files: Files
+
+
 class MediaPolicy:
     """The step that turns each received medium of a request into checked pictures, videos and words.
 
@@ -75,25 +84,37 @@ class MediaPolicy:
     """
 
     def __init__(
-        self, spec: VisionSpec, context: int, sandbox: Sandbox, limits_of: Limits, fetch: Fetch, files: Files
+        self, spec: VisionSpec, context: int, sandbox: Sandbox, room: Room, limits_of: Limits, sources: Sources
     ) -> None:
         self._spec, self._context, self._sandbox = spec, context, sandbox
-        self._limits_of, self._fetch, self._files = limits_of, fetch, files
+        self._room, self._limits_of, self._sources = room, limits_of, sources
 
-    async def prepare(self, request: Request) -> Request:
-        """The same request with checked media; InvalidRequest names the field."""
+    @asynccontextmanager
+    async def prepared(self, request: Request) -> AsyncGenerator[Request]:
+        """The same request with checked media, and room for them until the end.
+
+        InvalidRequest names the field; Overloaded where other requests' media fill the memory.
+        """
         received = [part for message in request.messages for part in message.leaves if isinstance(part, Received)]
         if not received:
-            return request
-        limits = self._limits_of(request.caller.tenant)
+            yield request
+            return
+        with self._room.taking() as take:
+            made = await self._made(request.caller.tenant, received, take)
+            yield replace(request, messages=tuple(_with(message, made) for message in request.messages))
+
+    async def _made(self, tenant: str, received: Sequence[Received], take: Take) -> Mapping[int, tuple[Content, ...]]:
+        """What stands in each medium's place, by the identity of what was received."""
+        limits = self._limits_of(tenant)
         _count([_wanted(part) for part in received], limits)
+        _count_frames(received, limits, self._sources.files.owns)
         async with AsyncExitStack() as opened:
-            source = _Source(request.caller.tenant, limits, self._fetch, self._files, opened)
+            source = _Source(tenant, limits, self._sources, opened, take)
             media = await _each(source.media, received)
             kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
             _count(kinds, limits)
             self._check(media, limits)
-            renderer = self._renderer(kinds.count("video"), limits)
+            renderer = self._renderer(kinds.count("video"), limits, take)
 
             async def shown(part: Received, found: Sequence[Medium]) -> tuple[Content, ...]:
                 with _naming(part):
@@ -101,8 +122,7 @@ class MediaPolicy:
                         return (await renderer.frames(found, part.fps),)
                     return await renderer.render(found[0])
 
-            made = dict(zip(map(id, received), await _each(shown, received, media), strict=True))
-        return replace(request, messages=tuple(_with(message, made) for message in request.messages))
+            return dict(zip(map(id, received), await _each(shown, received, media), strict=True))
 
     def _check(self, media: Sequence[Sequence[Medium]], limits: MediaLimits) -> None:
         """Refuse pictures that are too large, or too much together, by what their headers say."""
@@ -121,65 +141,80 @@ class MediaPolicy:
             most = f"at most {limits.max_total_pixels:,} are accepted"
             raise InvalidRequest(f"The pictures have {pixels:,} pixels together; {most}.", code="too_many_pixels")
         if tokens > self._context:
-            raise InvalidRequest(
-                f"Input tokens exceed the configured limit of {self._context} tokens: the pictures alone take {tokens} "
-                "(context_length_exceeded)",
-                param=media[-1][-1].asked.param,
-                code="context_length_exceeded",
-            )
+            raise beyond(self._context, "pictures", media[-1][-1].asked.param)
 
-    def _renderer(self, videos: int, limits: MediaLimits) -> Renderer:
+    def _renderer(self, videos: int, limits: MediaLimits, take: Take) -> Renderer:
         """All videos together get half of the context at most."""
         rendering = Rendering(
             spec=within_tokens(self._spec, limits.max_frames, self._context // 2 // max(1, videos)),
             bounds=bounds_of(limits),
             longest_side=limits.longest_side,
+            tokens=self._context,
             fps=limits.fps,
             pages=limits.max_pages,
             pages_in_all=limits.max_pdf_pages,
             text=limits.pdf_text,
         )
-        return Renderer(self._sandbox, rendering)
+        return Renderer(self._sandbox, rendering, take)
 
 
 class _Source:
     """Where one request's media come from: the request itself, a URL, or a file of the tenant's."""
 
-    def __init__(self, tenant: str, limits: MediaLimits, fetch: Fetch, files: Files, opened: AsyncExitStack) -> None:
-        self._tenant, self._limits, self._fetch, self._files, self._opened = tenant, limits, fetch, files, opened
+    def __init__(self, tenant: str, limits: MediaLimits, sources: Sources, opened: AsyncExitStack, take: Take) -> None:
+        self._tenant, self._limits, self._opened, self._take = tenant, limits, opened, take
+        self._fetch, self._files = sources.fetch, sources.files
         self._room = limits.max_fetched_bytes
+        self._uploads: dict[str, tuple[bytes | Path, str, str]] = {}
+        self._opening = asyncio.Lock()
 
     async def media(self, part: Received) -> list[Medium]:
         """What a part holds, as many as a list of frames has, each of a kind its field may hold."""
-        asked = part.images if isinstance(part, Frames) else (part,)
-        if len(asked) > self._limits.max_frames:
-            most = f"at most {self._limits.max_frames} frames are accepted"
-            raise InvalidRequest(f"{part.param}: {most}", param=part.param, code="too_many_media")
-        return [await self._medium(each) for each in asked]
+        return [await self._medium(each) for each in (part.images if isinstance(part, Frames) else (part,))]
 
     async def _medium(self, asked: Media) -> Medium:
         with _naming(asked):
             match asked.source:
                 case bytes(content):
+                    self._take(len(content))
                     medium = Medium(asked, content, self._kind_of(asked, content))
                 case Link(url) if not self._files.owns(url):
                     content = await self._fetched(url, asked)
                     medium = Medium(asked, content, self._kind_of(asked, content))
                 case Link(reference) | Upload(reference):
-                    medium = await self._uploaded(asked, reference)
-            self._check_bytes(medium)
+                    return await self._uploaded(asked, reference)
+            self._check_size(medium.kind, len(content), inline=True)
         return medium
 
     async def _uploaded(self, asked: Media, reference: str) -> Medium:
-        try:
-            file = await self._opened.enter_async_context(self._files.open(self._tenant, reference))
-        except NotFound as error:
-            raise NotFound(f"{asked.param}: {error.message}", param=asked.param, code=error.code) from None
-        head = await asyncio.to_thread(_head, file.path)
-        kind = self._kind_of(asked, head)
-        if kind in PICTURES and file.path.stat().st_size <= self._limits.max_image_bytes:
-            return Medium(asked, await asyncio.to_thread(file.path.read_bytes), kind, file.sha256)
-        return Medium(asked, file.path, kind, file.sha256)
+        """Opened once, however often it is referred to; what it is must fit every time."""
+        async with self._opening:
+            if reference not in self._uploads:
+                self._uploads[reference] = await self._opened_upload(asked, reference)
+        content, kind, sha256 = self._uploads[reference]
+        self._check_kind(asked, kind)
+        return Medium(asked, content, kind, sha256)
+
+    async def _opened_upload(self, asked: Media, reference: str) -> tuple[bytes | Path, str, str]:
+        """Content, kind and SHA-256. Videos and documents stay where they are, open until the end of the request."""
+        async with AsyncExitStack() as held:
+            try:
+                file = await held.enter_async_context(self._files.open(self._tenant, reference))
+            except NotFound as error:
+                raise NotFound(f"{asked.param}: {error.message}", param=asked.param, code=error.code) from None
+            size = file.path.stat().st_size
+            kind = self._kind_of(asked, await asyncio.to_thread(_head, file.path))
+            self._check_size(kind, size, inline=False)
+            if kind not in PICTURES:
+                self._opened.push_async_exit(held.pop_all())
+                return file.path, kind, file.sha256
+            self._room -= size
+            if self._room < 0:
+                most = f"at most {self._limits.max_fetched_bytes:,} are accepted"
+                fault = f"the uploaded pictures have more bytes together; {most}"
+                raise InvalidRequest(fault, code="too_many_media")
+            self._take(size)
+            return await asyncio.to_thread(file.path.read_bytes), kind, file.sha256
 
     async def _fetched(self, url: str, asked: Media) -> bytes:
         most = {
@@ -194,29 +229,31 @@ class _Source:
         except FetchFailed:
             raise InvalidRequest("could not fetch media", code=f"invalid_{CODES[asked.wanted]}_url") from None
         self._room += limit - len(content)
+        self._take(len(content))
         return content
 
     def _kind_of(self, asked: Media, head: bytes) -> str:
-        """The kind of file, if it is one that this field may hold and this tenant may send."""
         kind = kind_of(head)
+        self._check_kind(asked, kind)
+        return kind or ""
+
+    def _check_kind(self, asked: Media, kind: str | None) -> None:
+        """Refuse a kind of file that this field may not hold or this tenant may not send."""
         accepted = [each for each in WANTED[asked.wanted] if each in self._limits.types]
         if kind is None or kind not in accepted:
             what = f"is {NAMES[kind]}" if kind else "is of no known kind"
             listed = " or ".join(", ".join(SHORT[each] for each in accepted).rsplit(", ", 1)) or "nothing"
             fault = f"the file {what}; {NOUNS[asked.wanted]} must be {listed}"
             raise InvalidRequest(fault, code=f"invalid_{CODES[asked.wanted]}_format")
-        return kind
 
-    def _check_bytes(self, medium: Medium) -> None:
-        inline = isinstance(medium.content, bytes)
-        size = len(medium.content) if isinstance(medium.content, bytes) else medium.content.stat().st_size
+    def _check_size(self, kind: str, size: int, *, inline: bool) -> None:
         video = self._limits.max_inline_video_bytes if inline else self._limits.max_video_bytes
         most = {"pdf": self._limits.max_pdf_bytes, "mp4": video, "webm": video}
-        limit = most.get(medium.kind, self._limits.max_image_bytes)
+        limit = most.get(kind, self._limits.max_image_bytes)
         if size > limit:
-            noun = NOUNS[_NOUN_OF[medium.kind]].removeprefix("a ")
-            hint = "; a larger one can be uploaded as a file" if inline and medium.kind in VIDEOS else ""
-            code = f"{CODES[_NOUN_OF[medium.kind]]}_too_large"
+            noun = NOUNS[_NOUN_OF[kind]].removeprefix("a ")
+            hint = "; a larger one can be uploaded as a file" if inline and kind in VIDEOS else ""
+            code = f"{CODES[_NOUN_OF[kind]]}_too_large"
             raise InvalidRequest(f"the {noun} has {size:,} bytes; at most {limit:,} are accepted{hint}", code=code)
 
 
@@ -249,6 +286,19 @@ def _count(kinds: Sequence[str], limits: MediaLimits) -> None:
             noun = {"image": "pictures", "video": "videos", "document": "documents"}.get(kind, "files")
             fault = f"The request holds {kinds.count(kind)} {noun}; at most {limit} are accepted."
             raise InvalidRequest(fault, code="too_many_media")
+
+
+def _count_frames(parts: Sequence[Received], limits: MediaLimits, owns: Callable[[str], bool]) -> None:
+    """Refuse too many frames in the lists of a request, or too many URLs, before any is looked at."""
+    frames = urls = 0
+    for part in parts:
+        images = part.images if isinstance(part, Frames) else ()
+        frames += len(images)
+        urls += sum(isinstance(image.source, Link) and not owns(image.source.url) for image in images)
+        for count, most, what in ((frames, limits.max_frames, "frames"), (urls, limits.max_images, "URLs of frames")):
+            if count > most:
+                fault = f"{part.param}: at most {most} {what} are accepted in one request"
+                raise InvalidRequest(fault, param=part.param, code="too_many_media")
 
 
 @contextmanager

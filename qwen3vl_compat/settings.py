@@ -142,6 +142,8 @@ class MediaSettings(MediaLimits, frozen=True, kw_only=True, forbid_unknown_field
     ports: tuple[int, ...] = (80, 443)
     """Ports that URLs may lead to."""
     fetch_seconds: Seconds = 10
+    memory: Annotated[float, Meta(ge=0.1)] = 4.0
+    """GiB that the media of all requests together may take in the server's own process; beyond it, 503."""
     children: Annotated[int, Meta(ge=1, le=64)] = 2
     """Processes that decode; each job of theirs has `child_memory` GiB and `child_seconds`, and as much CPU time."""
     child_memory: Annotated[float, Meta(ge=0.5)] = 2.0

@@ -12,6 +12,7 @@ import pkgutil
 import resource
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from io import BytesIO
 from typing import BinaryIO
@@ -64,22 +65,18 @@ def made(job: Job, file: BinaryIO) -> Reply:
             return pdf.pages(file, job)
 
 
-def _paired(file: BinaryIO, job: FramesJob) -> list[Picture]:
+def _paired(file: BinaryIO, job: FramesJob) -> Iterator[Picture]:
     data = [file.read(length) for length in job.lengths]
     images: list[tuple[int, Image.Image]] = []
-    grid: tuple[int, int] | None = None
-    for number, each in enumerate(data):
+    grid = job.grid
+    for number, each in enumerate(data, job.first):
         image, width, height = opened_image(each, job.bounds, job.spec, LONGEST_SIDE)
-        grid = grid or grid_of_frames(len(data), width, height, job.spec)
+        grid = grid or grid_of_frames(job.count, width, height, job.spec)
         images.append((number, fitted(image, *grid, job.spec)))
-    if len(images) % 2:
-        images.append(images[-1])
-    return [
-        frames.pair(
-            images[at : at + 2], job.spec, digest_of(b"".join(data[at : at + 2]), job.spec, at, *map(len, data))
-        )
-        for at in range(0, len(images), 2)
-    ]
+    for at in range(0, len(images), 2):
+        pair = images[at : at + 2] if at + 1 < len(images) else [images[at]] * 2
+        name = digest_of(b"".join(data[at : at + 2]), job.spec, grid, job.first + at, *map(len, data[at : at + 2]))
+        yield frames.pair(pair, job.spec, name)
 
 
 def _answered(job: Job, file: BinaryIO) -> tuple[Reply, bool]:

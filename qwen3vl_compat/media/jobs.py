@@ -56,12 +56,18 @@ class ClipJob(Struct, frozen=True, kw_only=True, tag="clip"):
 
 
 class FramesJob(Struct, frozen=True, kw_only=True, tag="frames"):
-    """Decode a video that came as pictures, one file behind the other."""
+    """Decode a video that came as pictures, or an even number of them: one file behind the other."""
 
     spec: VisionSpec
     bounds: Bounds
     lengths: tuple[int, ...]
     """Bytes of each."""
+    count: int
+    """Frames of the whole video."""
+    first: int
+    """How many of them came before these."""
+    grid: tuple[int, int] | None
+    """Rows and columns of patches; None where the first of these frames decides it."""
 
 
 class PagesJob(Struct, frozen=True, kw_only=True, tag="pages"):

@@ -16,7 +16,7 @@ SCALE = 2.0
 """Pixels for a point, 1/72 inch: 144 to the inch."""
 MOST_CHARACTERS = 20_000
 """Of one page's text layer."""
-TOGETHER = 8
+TOGETHER = 4
 """Pages in one job."""
 
 
@@ -29,6 +29,7 @@ def pages(file: BinaryIO, job: PagesJob) -> Pictures:
     """The wanted pages, or the first of them. InvalidRequest: `invalid_pdf`, `too_many_pages`."""
     try:
         document: Any = pypdfium2.PdfDocument(file)
+        document.init_forms()  # or what has been filled in would not be drawn
         count = len(document)
     except Exception:
         raise undecodable() from None
@@ -81,7 +82,8 @@ def _drawn(page: Any, number: int, job: PagesJob) -> Picture:
 
 
 def _text(page: Any) -> str:
-    text: str = page.get_textpage().get_text_range(count=min(MOST_CHARACTERS, page.get_textpage().count_chars()))
+    layer = page.get_textpage()
+    text: str = layer.get_text_range(count=min(MOST_CHARACTERS, layer.count_chars()))
     return text.replace("\0", "").replace("\r\n", "\n").encode("utf-8", "ignore").decode("utf-8").strip()
 
 

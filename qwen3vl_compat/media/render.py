@@ -8,11 +8,16 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.media.jobs import ClipJob, Footage, FramesJob, Job, LookJob, PagesJob, PictureJob, Pictures
 from qwen3vl_compat.media.limits import LONGEST_SIDE, Bounds, VisionSpec
+from qwen3vl_compat.media.room import Take
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.media.video import STAMP_TOKENS, grid_of_frames, pair_times
 from qwen3vl_compat.messages import Content, Media, Picture, Text, Video
+
+FRAMES_TOGETHER = 16
+"""Of a video that came as pictures, in one job; an even number."""
 
 
 class Medium(Struct, frozen=True):
@@ -39,8 +44,11 @@ class Rendering(Struct, frozen=True, kw_only=True):
     spec: VisionSpec
     bounds: Bounds = Bounds()
     longest_side: int = LONGEST_SIDE
+    tokens: int = 2**20
+    """Most that all documents of a request may take."""
     fps: float = 2.0
     pages: int = 100
+    """Most of all documents of a request; `pages_in_all` of one, asked for or not."""
     pages_in_all: int = 500
     text: bool = False
 
@@ -61,11 +69,23 @@ def within_tokens(spec: VisionSpec, max_frames: int, tokens: int) -> VisionSpec:
     return replace(spec, video=video)
 
 
-class Renderer:
-    """Runs the jobs; every fault is the sandbox's InvalidRequest, without a field."""
+def beyond(context: int, what: str, param: str | None = None) -> InvalidRequest:
+    """The refusal of media that alone leave no room in a context of so many tokens."""
+    return InvalidRequest(
+        f"Input tokens exceed the configured limit of {context} tokens: the {what} alone take more "
+        "(context_length_exceeded)",
+        param=param,
+        code="context_length_exceeded",
+    )
 
-    def __init__(self, sandbox: Sandbox, rendering: Rendering) -> None:
-        self._sandbox, self._how = sandbox, rendering
+
+class Renderer:
+    """Runs the jobs of one request; every fault is the sandbox's InvalidRequest, without a field."""
+
+    def __init__(self, sandbox: Sandbox, rendering: Rendering, take: Take = lambda size: None) -> None:
+        """`take` is told of all that is kept, in bytes."""
+        self._sandbox, self._how, self._take = sandbox, rendering, take
+        self._pages = self._tokens = 0  # of all documents so far
 
     async def render(self, medium: Medium) -> tuple[Content, ...]:
         """What stands in the medium's place."""
@@ -84,6 +104,7 @@ class Renderer:
     async def _pictures(self, job: Job, content: bytes | Path) -> Pictures:
         reply = await self._sandbox.run(job, content)
         assert isinstance(reply, Pictures)
+        self._take(sum(len(picture.patches) for picture in reply.pictures))
         return reply
 
     async def _picture(self, medium: Medium) -> Picture:
@@ -114,12 +135,22 @@ class Renderer:
         return Video(tuple(pairs), pair_times(times))
 
     async def frames(self, images: Sequence[Medium], fps: float) -> Video:
-        """A video that came as pictures, so many a second."""
-        content = b"".join(image.content for image in images if isinstance(image.content, bytes))
-        lengths = tuple(len(image.content) for image in images if isinstance(image.content, bytes))
+        """A video that came as pictures, so many a second: as many jobs as those take, the first one sets the grid."""
         spec = self.spec_for(images[0].asked)
-        pairs = (await self._pictures(FramesJob(spec=spec, bounds=self._how.bounds, lengths=lengths), content)).pictures
-        return Video(pairs, pair_times([place / fps for place in range(len(images))]))
+        pairs: list[Picture] = []
+        for first in range(0, len(images), FRAMES_TOGETHER):
+            contents = [image.content for image in images[first : first + FRAMES_TOGETHER]]
+            content = b"".join(each for each in contents if isinstance(each, bytes))
+            job = FramesJob(
+                spec=spec,
+                bounds=self._how.bounds,
+                lengths=tuple(len(each) for each in contents if isinstance(each, bytes)),
+                count=len(images),
+                first=first,
+                grid=pairs[0].grid[1:] if pairs else None,
+            )
+            pairs += (await self._pictures(job, content)).pictures
+        return Video(tuple(pairs), pair_times([place / fps for place in range(len(images))]))
 
     async def _document(self, medium: Medium) -> tuple[Content, ...]:
         """Pages, each behind its number."""
@@ -139,6 +170,14 @@ class Renderer:
                 digest=digest,
             )
             reply = await self._pictures(job, medium.content)
+            if wanted == first:
+                self._pages += reply.last - first + 1
+            self._tokens += sum(job.spec.tokens(picture.grid) for picture in reply.pictures)
+            if self._pages > self._how.pages:
+                fault = f"the documents have more than {self._how.pages} pages together; ask for fewer"
+                raise InvalidRequest(fault, code="too_many_pages")
+            if self._tokens > self._how.tokens:
+                raise beyond(self._how.tokens, "documents")
             for number, picture, text in zip(reply.numbers, reply.pictures, reply.texts, strict=True):
                 parts += [Text(f"{name} {number}:\n"), picture, Text(f"\n{text}\n" if text else "\n")]
             wanted = reply.numbers[-1] + 1 if reply.numbers[-1] < reply.last else 0

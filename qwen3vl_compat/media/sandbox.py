@@ -162,34 +162,44 @@ class Sandbox:
         """Do the job on these bytes or this file.
 
         InvalidRequest for a medium that is refused or on which the child fails; Overloaded when too many wait. A
-        caller that leaves does not disturb the child: its job goes on to its end, which is near.
+        caller that leaves waits no longer; a job that has begun goes on to its end, which is near.
         """
         if self._waiting >= self._limits.waiting or self._closed:
             raise Overloaded("Too many pictures, videos and documents are waiting to be decoded.", retry_after=2)
         self._waiting += 1
-        task = asyncio.create_task(self._run(job, medium))
+        try:
+            child = await self._places.get()
+        finally:
+            self._waiting -= 1
+        task = asyncio.create_task(self._run(child, job, medium))
         self._jobs.add(task)
-        task.add_done_callback(self._jobs.discard)
+        task.add_done_callback(self._ended)
         reply = await asyncio.shield(task)
         if isinstance(reply, Refused):
             raise InvalidRequest(reply.message, code=reply.code)
         return reply
 
-    async def _run(self, job: Job, medium: bytes | Path) -> Reply:
-        try:
-            child = await self._places.get()
-        finally:
-            self._waiting -= 1
+    def _ended(self, task: asyncio.Task[Reply]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen, even if the caller has left
+
+    async def _run(self, child: _Child | None, job: Job, medium: bytes | Path) -> Reply:
         fit = False
         try:
             child = child or await self._started()
+            fit = True
             with await asyncio.to_thread(_opened, medium) as file, _scratch() as result:
+                fit = False
                 async with asyncio.timeout(self._limits.seconds):
                     reply, fit = await child.do(job, file, result)
         except (TimeoutError, ConnectionError, EOFError, msgspec.DecodeError):
             self.deaths += 1
             log.info("a decoding child was lost over a job of kind %s", type(job).__name__)
             return refusal(job)
+        except OSError as error:
+            log.error("a medium cannot be handed to the process that decodes it: %s", error.strerror)
+            raise Overloaded("Nothing can be decoded now.", retry_after=5) from None
         finally:
             if fit and child is not None and child.done < self._limits.jobs:
                 self._places.put_nowait(child)

@@ -15,7 +15,7 @@ from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Ov
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Request
-from qwen3vl_compat.policies import Generate, Prepare
+from qwen3vl_compat.policies import Generate, Prepared
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.door import Exchange
 from qwen3vl_compat.server.files import Files
@@ -34,9 +34,9 @@ class Service:
     """Uploaded files, where there are any."""
 
     def __init__(
-        self, settings: Settings, engine: Engine, generate: Generate, prepare: Prepare, sandbox: Sandbox
+        self, settings: Settings, engine: Engine, generate: Generate, prepared: Prepared, sandbox: Sandbox
     ) -> None:
-        self.settings, self.engine, self.generate, self.prepare = settings, engine, generate, prepare
+        self.settings, self.engine, self.generate, self.prepared = settings, engine, generate, prepared
         self.sandbox = sandbox
         self.lifecycle = Lifecycle()
 
@@ -177,8 +177,8 @@ async def counted(service: Service, exchange: Exchange, request: Request, receiv
         asked = _known(service, exchange, request)
         with service.lifecycle.work():
             try:
-                async with asyncio.timeout(_allowed(service, exchange)):
-                    return await service.engine.count(await service.prepare(asked))
+                async with asyncio.timeout(_allowed(service, exchange)), service.prepared(asked) as checked:
+                    return await service.engine.count(checked)
             except TimeoutError:
                 raise DeadlineExceeded("The time allowed for this request is over.") from None
 

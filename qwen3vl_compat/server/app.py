@@ -13,9 +13,10 @@ from litestar.types import ASGIApp
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound
 from qwen3vl_compat.media.fetch import Fetcher
+from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import chain
-from qwen3vl_compat.policies.media import Fetch, Limits, MediaPolicy
+from qwen3vl_compat.policies.media import Fetch, Limits, MediaPolicy, Sources
 from qwen3vl_compat.server import file_routes, google_routes, health, model_routes, openai_routes, upload_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
@@ -61,8 +62,9 @@ def build_service(
     fetcher = fetch or Fetcher(media.allow_networks, frozenset(media.ports), media.fetch_seconds)
     context = max(model.context for model in engine.models())
     limits_of = limits_of or (lambda tenant: media)
-    policy = MediaPolicy(engine.vision, context, sandbox, limits_of, fetcher, files or NoFiles())
-    service = Service(settings, engine, chain(engine.generate, media=policy.prepare), policy.prepare, sandbox)
+    room = Room(int(media.memory * 2**30))
+    policy = MediaPolicy(engine.vision, context, sandbox, room, limits_of, Sources(fetcher, files or NoFiles()))
+    service = Service(settings, engine, chain(engine.generate, media=policy.prepared), policy.prepared, sandbox)
     service.files = files
     return service
 

@@ -111,10 +111,10 @@ async def test_children_are_replaced_when_they_have_done_their_jobs(sandbox: San
 
 async def test_too_many_waiting_are_told_to_come_back() -> None:
     sandbox = Sandbox(SandboxLimits(children=1, waiting=2))
-    jobs = [asyncio.create_task(sandbox.run(PICTURE, GOOD)) for _ in range(3)]
+    jobs = [asyncio.create_task(sandbox.run(PICTURE, GOOD)) for _ in range(4)]
     answers = await asyncio.gather(*jobs, return_exceptions=True)
-    assert [type(each) for each in answers] == [Pictures, Pictures, Overloaded]
     await sandbox.close()
+    assert [type(each) for each in answers] == [Pictures, Pictures, Pictures, Overloaded]
 
 
 async def test_a_caller_that_leaves_does_not_disturb_the_next(sandbox: Sandbox) -> None:
@@ -126,6 +126,31 @@ async def test_a_caller_that_leaves_does_not_disturb_the_next(sandbox: Sandbox) 
         assert isinstance(reply, Pictures)
         assert reply.pictures == (decode_image(GOOD, SPEC),)
     assert sandbox.deaths == 0
+
+
+async def test_a_caller_that_leaves_waits_no_longer() -> None:
+    sandbox = Sandbox(SandboxLimits(children=1, seconds=60))
+    await sandbox.start()
+    slow = encoded(Image.new("RGB", (7000, 7000), "red"), "PNG")
+    first = asyncio.create_task(sandbox.run(PICTURE, slow))
+    waiting = [asyncio.create_task(sandbox.run(PICTURE, slow)) for _ in range(20)]
+    await asyncio.sleep(0.05)
+    for each in waiting:
+        each.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await first
+    began = asyncio.get_running_loop().time()
+    await sandbox.run(PICTURE, GOOD)
+    assert asyncio.get_running_loop().time() - began < 1
+    await sandbox.close()
+
+
+async def test_a_file_that_is_gone_harms_no_child(sandbox: Sandbox, tmp_path: Path) -> None:
+    before = {child.pid for child in children()}
+    with pytest.raises(Overloaded):
+        await sandbox.run(PICTURE, tmp_path / "gone")
+    assert isinstance(await sandbox.run(PICTURE, GOOD), Pictures)
+    assert {child.pid for child in children()} == before
 
 
 def status(child: psutil.Process, name: str) -> str:
@@ -173,5 +198,5 @@ async def test_documents_longer_than_one_job_come_in_pieces(sandbox: Sandbox) ->
     data = pdf_of([drawing(64, 64, seed=page) for page in range(20)])
     reply = await sandbox.run(PAGES, data)
     assert isinstance(reply, Pictures)
-    assert (reply.numbers[0], reply.numbers[-1], reply.last) == (1, 8, 20)
+    assert (reply.numbers[0], reply.numbers[-1], reply.last) == (1, 4, 20)
     assert not isinstance(reply, Footage)
