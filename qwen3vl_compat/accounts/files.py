@@ -32,6 +32,8 @@ from qwen3vl_compat.messages import FileInfo
 
 STORING_MS = 6 * 3600 * 1000
 """After this long a file still being stored belongs to a process that has died."""
+UPLOAD_MS = 24 * 3600 * 1000
+"""An upload in parts takes no longer than this, however often some of it comes: its announced size is set apart."""
 
 
 class QuotaExceeded(Exception):
@@ -64,6 +66,7 @@ class UploadRow(NewUpload, frozen=True, kw_only=True):
 
     token_hash: str
     received: int
+    created_at: int
     expires_at: int
 
 
@@ -119,6 +122,7 @@ class FileRows:
             .join(keys, uploads.c.key == keys.c.public, isouter=True)
             .where(uploads.c.token_hash == hash_of(token), uploads.c.expires_at > self.now_ms())
             .where(tenants.c.status == "active", or_(keys.c.public.is_(None), keys.c.status == "active"))
+            .where(*(or_(end.is_(None), end > self.now_ms()) for end in (keys.c.expires_at, keys.c.retires_at)))
         )
         with self._engine.connect() as connection:
             row = connection.execute(query).mappings().first()
@@ -126,10 +130,11 @@ class FileRows:
             raise NoSuchUpload
         return _upload(row)
 
-    def receive(self, token: str, received: int, life_ms: int) -> None:
-        """Note how much has come, and wait `life_ms` for more. Raises NoSuchUpload."""
-        values = {"received": received, "expires_at": self.now_ms() + life_ms}
-        if not self._changed(update(uploads).where(uploads.c.token_hash == hash_of(token)).values(**values)):
+    def receive(self, upload: UploadRow, received: int, life_ms: int) -> None:
+        """Note how much has come, and wait `life_ms` for more, but not beyond UPLOAD_MS. Raises NoSuchUpload."""
+        end = min(self.now_ms() + life_ms, max(upload.expires_at, upload.created_at + UPLOAD_MS))
+        values = {"received": received, "expires_at": end}
+        if not self._changed(update(uploads).where(uploads.c.token_hash == upload.token_hash).values(**values)):
             raise NoSuchUpload
 
     def give_up(self, token_hash: str) -> None:

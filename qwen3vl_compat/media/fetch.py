@@ -98,7 +98,7 @@ _READ_BYTES = 16_384
 _PIECES = 50_000
 """Pieces a body may come in; each costs our time whatever its size, and 16 KiB is an ordinary one."""
 
-_lookups = ThreadPoolExecutor(16, "media-lookup")
+_lookups = ThreadPoolExecutor(64, "media-lookup")
 """Apart from the event loop's own threads, so that dead name servers hold up only media."""
 
 

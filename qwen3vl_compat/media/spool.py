@@ -46,7 +46,8 @@ class Spool:
         descriptor = os.open(self.path(name), flags, 0o600)
         try:
             _lock(descriptor, fcntl.LOCK_EX)
-            if not os.fstat(descriptor).st_nlink:
+            # Removed or moved away between the two calls, it is another's.
+            if not os.path.samestat(os.fstat(descriptor), self.path(name).stat()):
                 raise FileNotFoundError(name)
             yield descriptor
         finally:

@@ -122,7 +122,7 @@ class Files:
             raise _no_upload() from None
         except Busy:
             raise ApiError("Another part of this upload is just coming in.", status=409, code="upload_busy") from None
-        intake = Intake(self, token, row, descriptor)
+        intake = Intake(self, row, descriptor)
         try:
             # The row may have changed before the file was ours.
             if not once and (await self.upload(token)).received != row.received:
@@ -133,11 +133,13 @@ class Files:
             raise Overloaded("There is no room for files now.", retry_after=30) from None
         finally:
             # Short, and in this thread: a cancelled request waits for nothing.
-            if not intake.kept and (once or intake.hopeless):
-                self._remove(row.token_hash)
-            elif not intake.kept:
-                os.ftruncate(descriptor, row.received)
-            manager.__exit__(None, None, None)
+            try:
+                if not intake.kept and (once or intake.hopeless):
+                    self._remove(row.token_hash)
+                elif not intake.kept:
+                    os.ftruncate(descriptor, row.received)
+            finally:
+                manager.__exit__(None, None, None)
 
     async def give_up(self, row: UploadRow) -> None:
         """End an upload, whatever has come of it."""
@@ -277,10 +279,10 @@ class Files:
 class Intake:
     """One upload while its bytes come in: gathered, written off the event loop, counted and looked at."""
 
-    def __init__(self, files: Files, token: str, row: UploadRow, descriptor: int) -> None:
+    def __init__(self, files: Files, row: UploadRow, descriptor: int) -> None:
         self.row = row
         self.kept = self.hopeless = False
-        self._files, self._token, self._descriptor = files, token, descriptor
+        self._files, self._descriptor = files, descriptor
         self._size, self._gathered = row.received, bytearray()
         self._seen = row.received > 0
 
@@ -326,7 +328,7 @@ class Intake:
         await self._flush()
         life = self._files.settings.upload_life * 1000
         try:
-            await asyncio.to_thread(self._files.rows.receive, self._token, self._size, life)
+            await asyncio.to_thread(self._files.rows.receive, self.row, self._size, life)
         except NoSuchUpload:
             raise _no_upload() from None
         self.kept = True

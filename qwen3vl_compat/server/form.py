@@ -118,9 +118,12 @@ _AS_IT_IS = (b"binary", b"8bit", b"7bit")
 
 def _text(data: bytes) -> str:
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError:
         raise _bad("a name or field is not UTF-8") from None
+    if "\0" in text:  # which databases differ about
+        raise _bad("a name or field holds a NUL character")
+    return text
 
 
 def _bad(fault: str) -> InvalidRequest:

@@ -110,7 +110,10 @@ def decode_page(query: Query, *, google: bool) -> Page:
     limit, order = _number(query, "limit", 1, 10_000), _one(query, "order") or "desc"
     if order not in ("asc", "desc"):
         raise InvalidRequest("order: must be asc or desc", param="order")
-    return Page(limit=limit or 10_000, after=after, order=order, purpose=_one(query, "purpose") or "")
+    purpose = _one(query, "purpose") or ""
+    if purpose and purpose not in PURPOSES:
+        raise InvalidRequest(f"purpose: must be {' or '.join(PURPOSES)}", param="purpose")
+    return Page(limit=limit or 10_000, after=after, order=order, purpose=purpose)
 
 
 def _one(query: Query, name: str) -> str | None:
@@ -169,7 +172,10 @@ def decode_start(body: bytes) -> Start:
         raise InvalidRequest(f"file.{unknown[0]}: there is no such field", param=f"file.{unknown[0]}")
     if isinstance(fields.get("sizeBytes"), str):
         fields["sizeBytes"] = whole_number(fields["sizeBytes"], "file.sizeBytes", 0, 2**53)
-    return convert(fields, Start, "file")
+    start = convert(fields, Start, "file")
+    if start.size_bytes is not None and not 0 <= start.size_bytes <= 2**53:
+        raise InvalidRequest(f"file.sizeBytes: must be between 0 and {2**53}", param="file.sizeBytes")
+    return start
 
 
 def file_name(given: str, param: str) -> str:

@@ -7,6 +7,7 @@ from sqlalchemy import Engine, exc
 
 from qwen3vl_compat.accounts.files import (
     STORING_MS,
+    UPLOAD_MS,
     Contents,
     FileRows,
     NewUpload,
@@ -47,7 +48,8 @@ def made(rows: FileRows, tenant: str = "acme", **given: object) -> FileInfo:
 def test_an_upload_becomes_a_file(rows: FileRows, clock: Clock) -> None:
     token = rows.begin(new(), PLENTY, 1000)
     assert rows.used("acme") == (100, 1)
-    rows.receive(token, 50, 1000)
+    upload = rows.upload(token)
+    rows.receive(upload, 50, 1000)
     assert rows.upload(token).received == 50
     file = rows.complete(rows.upload(token), contents())
     assert rows.used("acme") == (80, 1)
@@ -56,9 +58,19 @@ def test_an_upload_becomes_a_file(rows: FileRows, clock: Clock) -> None:
     assert not rows.show(file.id)
     assert rows.get("acme", file.id) == file
     assert (file.filename, file.bytes, file.created_at, file.expires_at) == ("a.png", 80, clock.ms, clock.ms + 10_000)
-    for again in (lambda: rows.upload(token), lambda: rows.receive(token, 60, 1000)):
+    for again in (lambda: rows.upload(token), lambda: rows.receive(upload, 60, 1000)):
         with pytest.raises(NoSuchUpload):
             again()
+
+
+def test_an_upload_ends_however_often_some_of_it_comes(rows: FileRows, clock: Clock) -> None:
+    token = rows.begin(new(), PLENTY, 1000)
+    end = clock.ms + UPLOAD_MS
+    while clock.ms < end - 1000:
+        rows.receive(rows.upload(token), 1, 3_600_000)
+        clock.now += 3500
+    with pytest.raises(NoSuchUpload):
+        rows.upload(token)
 
 
 def test_no_token_is_stored(rows: FileRows, engine: Engine) -> None:

@@ -61,7 +61,7 @@ class TestForm:
     def test_a_key_with_anything_around_it_is_none(self, keys: Keys, wrap: str) -> None:
         assert keys.find(wrap.replace("{}", keys.create("acme").secret_text)) is None
 
-    @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.one_of(st.text(st.characters()), st.from_regex(FORM, fullmatch=True)))
     def test_no_text_that_was_not_handed_out_is_a_key(self, keys: Keys, presented: str) -> None:
         assert keys.find(presented) is None

@@ -51,7 +51,7 @@ def test_a_name_that_comes_to_exist_is_known_at_once_when_forgotten() -> None:
     assert recent.get("a", 0.0) == (True, "A")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.booleans(), st.integers(0, 3)), max_size=60))
 def test_it_never_holds_more_than_its_limits_nor_a_stale_or_wrong_answer(
     steps: list[tuple[str, bool, int]],

@@ -22,6 +22,7 @@ from google.genai import errors, types
 
 from qwen3vl_compat import cli
 from qwen3vl_compat.demo import SAMPLE
+from tests.sdks import google_client, openai_client
 from tests.serving import Served, serving
 
 PICTURE = SAMPLE.read_bytes()
@@ -141,7 +142,11 @@ def send(url: str, content: bytes, offset: int | None = 0, command: str = "uploa
 
 @pytest.mark.filterwarnings("default")
 def test_openais_client(served: Served) -> None:
-    client = openai.OpenAI(base_url=served.url + "/v1", api_key=served.key, max_retries=0)
+    with openai_client(served) as client:
+        _try_openais(client)
+
+
+def _try_openais(client: openai.OpenAI) -> None:
     began = int(time.time())
     made = [
         client.files.create(file=("Bild ä.png", PICTURE, "image/png"), purpose="vision"),
@@ -171,8 +176,11 @@ def test_openais_client(served: Served) -> None:
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("version", ["v1", "v1beta"])
 def test_googles_client(served: Served, version: str, tmp_path: Path) -> None:
-    options = types.HttpOptions(base_url=served.url, api_version=version)
-    client = genai.Client(api_key=served.key, http_options=options)
+    with google_client(served, version) as client:
+        _try_googles(client, served, tmp_path)
+
+
+def _try_googles(client: genai.Client, served: Served, tmp_path: Path) -> None:
     path = tmp_path / "Handbuch.pdf"
     path.write_bytes(LARGE)
     large = client.files.upload(file=path)
@@ -263,6 +271,8 @@ ROWS = [
     Row("two purposes", form(VISION, VISION, GOOD), param="purpose"),
     Row("a long purpose", form(("purpose", None, b"v" * 10_000), GOOD), param="purpose"),
     Row("purpose not UTF-8", form(("purpose", None, b"\xff"), GOOD), code="invalid_form"),
+    Row("NUL in a purpose", form(("purpose", None, b"vision\0"), GOOD), code="invalid_form"),
+    Row("NUL in a type", form(VISION, GOOD).replace(b"image/png", b"image/p\0ng"), code="invalid_form"),
     Row("40 fields", form(*[(f"f{n}", None, b"") for n in range(40)], GOOD), code="invalid_form"),
     Row("a part without name", form(("", None, b"x"), GOOD), code="invalid_form"),
     Row("anchor", form(VISION, ("expires_after[anchor]", None, b"now"), GOOD), param="expires_after[anchor]"),
@@ -282,6 +292,7 @@ ROWS = [
     Row("limit two", method="GET", path="/v1/files?limit=5&limit=6", param="limit"),
     Row("after", method="GET", path="/v1/files?after=x", param="after"),
     Row("order", method="GET", path="/v1/files?order=up", param="order"),
+    Row("purpose of a list", method="GET", path="/v1/files?purpose=%00", param="purpose"),
     Row("put", method="PUT", status=405, code="method_not_allowed"),
     Row("content", method="GET", status=404, code="not_found", path="/v1/files/file-" + "0" * 24 + "/content"),
     Row("google list", method="GET", path="/v1beta/files?pageSize=x", param="pageSize"),
@@ -298,6 +309,11 @@ ROWS = [
     Row("google too large", b"{}", 413, path=UP, headers=START | {"x-goog-upload-header-content-length": "99999999"}),
     Row("google two sizes", b'{"file":{"sizeBytes":"11"}}', path=UP, headers=START, param="file.sizeBytes"),
     Row("google size", b'{"file":{"sizeBytes":"x"}}', path=UP, headers=START, param="file.sizeBytes"),
+    Row("google negative size", b'{"file":{"sizeBytes":-1}}', path=UP, param="file.sizeBytes",
+        headers={name: START[name] for name in START if "length" not in name}),
+    Row("google vast size", b'{"file":{"sizeBytes":99999999999999999999}}', path=UP,
+        headers={name: START[name] for name in START if "length" not in name}),
+    Row("google NUL", b'{"file":{"mimeType":"a\\u0000b"}}', path=UP, headers=START),
     Row("google name", b'{"file":{"name":"files/x"}}', path=UP, headers=START, param="file.name"),
     Row("google display name", b'{"file":{"display_name":5}}', path=UP, headers=START, param="file.displayName"),
     Row("google lines", b'{"file":{"displayName":"a\\nb"}}', path=UP, headers=START, param="file.displayName"),
