@@ -11,9 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+import hypothesis
 import pytest
 
 from tests.serving import ROOT, Served, serving
+
+hypothesis.settings.register_profile("shared")  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")
@@ -94,11 +98,14 @@ def bucket() -> Iterator[str]:
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT / ".build" / "moto")})
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + 60
-    while time.monotonic() < end:
-        with suppress(httpx.TransportError):
-            httpx.put(f"{url}/bucket")
-            break
-        time.sleep(0.2)
-    yield url
-    server.kill()
-    server.wait()
+    try:
+        while server.poll() is None and time.monotonic() < end:
+            with suppress(httpx.TransportError):
+                httpx.put(f"{url}/bucket")
+                break
+            time.sleep(0.2)
+        assert server.poll() is None, "moto does not run; `make slow` installs it"
+        yield url
+    finally:
+        server.kill()
+        server.wait()

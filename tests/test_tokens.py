@@ -108,7 +108,7 @@ _pieces = st.lists(st.one_of(st.sampled_from(LINES), _awkward, st.text(_assigned
 
 
 @given(text=_pieces)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ids_of_any_text(pair: Pair, text: str) -> None:
     assume(not any(spelling in text for spelling in pair.ours.added))
     assert pair.ours.encode(text) == pair.expected(text)
@@ -196,7 +196,7 @@ def test_decoding_gives_the_text_in_whole_characters(pair: Pair, line: str) -> N
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_ids_decode_as_the_reference_does(pair: Pair, seed: int) -> None:
     ids = random.Random(seed).choices(range(pair.ours.size), k=20)
     decoder = Decoder(pair.ours)
@@ -306,7 +306,7 @@ def test_half_a_surrogate_pair_is_refused(pair: Pair) -> None:
         st.sampled_from("a\u00e9\u1e69\u0301\u0316\u0344\u0345\u0334\u0327\u0f71\u0f72\u1100\u1161"), max_size=20
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_composing_long_runs_is_normalization_form_c(text: str) -> None:
     long = "e" + text * 40
     assert compose(long) == unicodedata.normalize("NFC", long)

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Literal
 
 import httpx
@@ -14,6 +15,7 @@ from google import genai
 from google.genai import errors, types
 
 from qwen3vl_compat.demo import SAMPLE
+from tests import sdks
 from tests.serving import Served
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -30,15 +32,16 @@ def chat(text: str, picture: bytes | None = None) -> list[dict[str, object]]:
     return [{"role": "user", "content": parts}]
 
 
-@pytest.fixture(scope="module")
-def openai_client(demo: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=demo.url + "/v1", api_key=demo.key, max_retries=0)
+@pytest.fixture(scope="module", name="openai_client")
+def an_openai_client(demo: Served) -> Iterator[openai.OpenAI]:
+    with sdks.openai_client(demo) as client:
+        yield client
 
 
-@pytest.fixture(scope="module", params=["v1", "v1beta"])
-def google_client(demo: Served, request: pytest.FixtureRequest) -> genai.Client:
-    options = types.HttpOptions(base_url=demo.url, api_version=request.param)
-    return genai.Client(api_key=demo.key, http_options=options)
+@pytest.fixture(scope="module", name="google_client", params=["v1", "v1beta"])
+def a_google_client(demo: Served, request: pytest.FixtureRequest) -> Iterator[genai.Client]:
+    with sdks.google_client(demo, request.param) as client:
+        yield client
 
 
 def test_openai_reads_the_picture(openai_client: openai.OpenAI) -> None:
@@ -92,8 +95,8 @@ def test_openai_models(openai_client: openai.OpenAI) -> None:
 
 
 def test_openai_errors_are_typed(demo: Served, openai_client: openai.OpenAI) -> None:
-    with pytest.raises(openai.AuthenticationError, match="not valid"):
-        openai.OpenAI(base_url=demo.url + "/v1", api_key="sk-wrong", max_retries=0).models.list()
+    with sdks.openai_client(demo, "sk-wrong") as stranger, pytest.raises(openai.AuthenticationError, match="not valid"):
+        stranger.models.list()
     with pytest.raises(openai.NotFoundError) as missing:
         openai_client.chat.completions.create(model="gpt-none", messages=chat("Hi"))
     assert missing.value.code == "model_not_found"
@@ -138,8 +141,7 @@ def test_google_counts_what_it_will_charge(google_client: genai.Client) -> None:
 def test_google_models_and_errors(demo: Served, google_client: genai.Client) -> None:
     assert [model.name for model in google_client.models.list()] == ["models/qwen3-vl"]
     assert google_client.models.get(model="qwen3-vl").input_token_limit == 32_768
-    stranger = genai.Client(api_key="wrong", http_options=types.HttpOptions(base_url=demo.url))
-    with pytest.raises(errors.ClientError) as wrong:
+    with sdks.google_client(demo, key="wrong") as stranger, pytest.raises(errors.ClientError) as wrong:
         stranger.models.generate_content(model="qwen3-vl", contents="x")
     assert wrong.value.code == 400
     assert wrong.value.status == "INVALID_ARGUMENT"
@@ -232,8 +234,20 @@ def test_openai_streams_forced_tool_calls(openai_client: openai.OpenAI) -> None:
     assert isinstance(call.function.parsed_arguments, LookUp)
 
 
-def test_openai_calls_a_tool_and_reads_its_result(scripted: Served) -> None:
-    client = openai.OpenAI(base_url=scripted.url + "/v1", api_key=scripted.key, max_retries=0)
+@pytest.fixture(scope="module")
+def scripted_openai(scripted: Served) -> Iterator[openai.OpenAI]:
+    with sdks.openai_client(scripted) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def scripted_google(scripted: Served) -> Iterator[genai.Client]:
+    with sdks.google_client(scripted) as client:
+        yield client
+
+
+def test_openai_calls_a_tool_and_reads_its_result(scripted_openai: openai.OpenAI) -> None:
+    client = scripted_openai
     messages = chat('call LookUp with {"code": "你好"}', SAMPLE.read_bytes())
     tools = [openai.pydantic_function_tool(LookUp)]
     first = client.chat.completions.parse(model="qwen3-vl", messages=messages, tools=tools).choices[0]
@@ -247,7 +261,7 @@ def test_openai_calls_a_tool_and_reads_its_result(scripted: Served) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_google_calls_python_functions_by_itself(scripted: Served, streamed: bool) -> None:
+def test_google_calls_python_functions_by_itself(scripted_google: genai.Client, streamed: bool) -> None:
     asked: list[str] = []
 
     def look_up(code: str) -> dict[str, str]:
@@ -259,7 +273,7 @@ def test_google_calls_python_functions_by_itself(scripted: Served, streamed: boo
         asked.append(code)
         return {"found": f"{code}!"}
 
-    client = genai.Client(api_key=scripted.key, http_options=types.HttpOptions(base_url=scripted.url))
+    client = scripted_google
     contents = [
         types.Part.from_bytes(data=SAMPLE.read_bytes(), mime_type="image/png"),
         'call look_up with {"code": "A1"}',
@@ -313,8 +327,8 @@ def test_google_is_forced_to_call(google_client: genai.Client) -> None:
     assert set(answer.function_calls[0].args or {}) >= {"code"}
 
 
-def test_google_shows_thoughts_and_logprobs(scripted: Served) -> None:
-    client = genai.Client(api_key=scripted.key, http_options=types.HttpOptions(base_url=scripted.url))
+def test_google_shows_thoughts_and_logprobs(scripted_google: genai.Client) -> None:
+    client = scripted_google
     answer = client.models.generate_content(
         model="qwen3-vl",
         contents="think: It is two. then say: Two.",

@@ -264,7 +264,7 @@ def run(bench: Bench, desk: Desk, all_asked: list[Asked], **drawn: Any) -> Itera
     yield from jobs
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     all_asked=st.lists(asked, min_size=1, max_size=9),
     size=st.sampled_from((4, 7, 16)),

@@ -198,7 +198,7 @@ schemas = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schemas, st.integers(0, 40), st.integers(0, 1000))
 def test_the_shortest_way_ends_every_text_validly(schema: dict[str, Any], free: int, seed: int) -> None:
     """From wherever chance has led, closing reaches an end, and the whole is valid."""

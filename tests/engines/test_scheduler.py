@@ -72,7 +72,7 @@ def run_step(scheduler: Scheduler, memory: Memory, budget: int, patches: int = 1
     return plan
 
 
-@settings(max_examples=150, stateful_step_count=40, deadline=None)
+@settings(max_examples=150, stateful_step_count=40)
 class Machine(RuleBasedStateMachine):
     """Sequences come, go, are answered and cancelled at random."""
 

@@ -66,6 +66,7 @@ async def test_no_more_is_fetched_than_was_asked_for(store: Store, reading: Spoo
     assert reading.names() == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 async def test_a_bucket_that_is_not_there_is_a_failure(
     bucket: str, reading: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
