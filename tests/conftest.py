@@ -20,6 +20,11 @@ hypothesis.settings.register_profile("shared")  # a busy machine is no fault of 
 hypothesis.settings.load_profile("shared")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits longest, for a compiler at the lowest priority, begins first; other files run beside it."""
+    items.sort(key=lambda item: item.path.name != "test_compiling.py")
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The bundled model, served."""

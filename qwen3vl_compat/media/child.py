@@ -5,6 +5,7 @@ other. Before the first job it gives up what it will not need: all free file des
 bound. So nothing a decoder does can open a file or a connection. It holds no secret and imports no torch.
 """
 
+import codecs
 import ctypes
 import importlib
 import os
@@ -148,6 +149,7 @@ def _warm() -> None:
     look = LookJob(container="mp4", spec=spec, bounds=Bounds(), fps=2)
     shots = frames.look(frames.blank(), look).parts[0]
     list(frames.clip(frames.blank(), ClipJob(container="mp4", spec=spec, grid=(4, 4), digest="", shots=shots)))
+    codecs.lookup("utf-16-le")  # in which PDFium tells text
     pdf.pages(pdf.blank(), PagesJob(spec=spec, first=1, last=1, most=1, most_in_all=1, text=True, digest=""))
 
 

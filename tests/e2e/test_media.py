@@ -4,6 +4,7 @@ import base64
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +15,9 @@ from qwen3vl_compat.adapters.times import seconds_in
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.demo.pictures import Line, examination
 from tests.media.crafted import drawing, encoded
-from tests.media.films import film, pdf_of
+from tests.media.films import film, long_film, pdf_of
+from tests.media.typeset import typeset
+from tests.sdks import openai_client
 from tests.serving import Served, serving
 
 CHAT, NATIVE = "/v1/chat/completions", "/v1beta/models/qwen3-vl:generateContent"
@@ -108,14 +111,17 @@ def test_pictures_are_read_as_well_in_any_form(demo: Served, lines: list[Line], 
     assert right >= plainly - 2, f"{right} instead of {plainly} of {LINES}"
 
 
+SIZE = (160, 64)
+"""Of the frames and pages below, pixels."""
+
+
 @pytest.fixture(scope="module")
 def readable(demo: Served) -> list[Line]:
     """Some lines that the model reads right, of one size so that they can be frames of one film."""
-    size = (224, 64)
     found: list[Line] = []
-    for line in examination(23, 80):
-        fitting = Line(line.picture.resize(size, Image.Resampling.BICUBIC), line.text)
-        if len(line.text) in range(3, 6) and line.picture.width > 150:
+    for line in examination(23, 120):
+        fitting = Line(line.picture.resize(SIZE, Image.Resampling.BICUBIC), line.text)
+        if len(line.text) in range(3, 6) and 120 < line.picture.width < 200:
             seen = asked(demo, clip(film([(fitting.picture, 0.0)], options={"crf": "12"})))[0]
             if seen == line.text:
                 found.append(fitting)
@@ -135,18 +141,21 @@ FILMS = {
 }
 
 
+def of_rate(lines: list[Line], rate: str) -> bytes:
+    """Four words for four seconds each."""
+    ticks = 0 if rate == "steady" else 1000
+    return film(of_words(lines, 4.0, FILMS[rate]), rate=10, ticks=ticks, options={"crf": "12"})
+
+
 @pytest.mark.parametrize("rate", FILMS)
 @pytest.mark.parametrize("number", range(4))
 def test_a_part_of_a_film_shows_its_word(demo: Served, readable: list[Line], rate: str, number: int) -> None:
-    ticks = 0 if rate == "steady" else 1000
-    data = film(of_words(readable, 4.0, FILMS[rate]), rate=10, ticks=ticks, options={"crf": "12"})
-    start, end = 4.0 * number + 1, 4.0 * number + 3
-    here, _ = asked(demo, clip(data, start=start, end=start + 0.01))
-    there, _ = asked_native(
-        demo, blob(data, "video/mp4", videoMetadata={"startOffset": f"{start}s", "endOffset": f"{start + 0.01}s"})
-    )
+    data = of_rate(readable, rate)
+    start, end = 4.0 * number + 0.5, 4.0 * number + 3
+    here, _ = asked(demo, clip(data, start=start, end=end))
+    metadata = {"startOffset": f"{start}s", "endOffset": f"{end}s"}
+    there, _ = asked_native(demo, blob(data, "video/mp4", videoMetadata=metadata))
     assert here == there == readable[number].text
-    assert end < 16
 
 
 def test_a_page_of_a_document_is_that_page(demo: Served, readable: list[Line]) -> None:
@@ -155,6 +164,78 @@ def test_a_page_of_a_document_is_that_page(demo: Served, readable: list[Line]) -
         assert asked(demo, document(data, pages=number))[0] == line.text
         metadata = {"startPage": number, "endPage": number}
         assert asked_native(demo, blob(data, "application/pdf", documentMetadata=metadata))[0] == line.text
+
+
+def test_a_page_of_real_text_is_read(demo: Served) -> None:
+    words = ["ABC12", "7XK", "HELLO", "4TWO2"]
+    data = typeset(words)
+    for number, word in enumerate(words, 1):
+        assert asked(demo, document(data, pages=f"{number}-{number}"))[0] == word
+
+
+def test_text_of_a_page_goes_along_where_an_operator_says_so(tmp_path: Path) -> None:
+    environment = {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MEDIA__PDF_TEXT": "true"}
+    with serving(tmp_path, environment=environment) as served:
+        data = typeset(["first words", "second words", "third words"])
+        for number, word in enumerate(("first", "second", "third"), 1):
+            said, _ = asked(served, document(data, pages=number), room=40)
+            assert f"page {number}:" in said
+            assert f"{word} words" in said
+            assert said.count("words") == 1
+        metadata = {"startPage": 2, "endPage": 3}
+        native, _ = asked_native(served, blob(data, "application/pdf", documentMetadata=metadata), maxOutputTokens=40)
+        assert "second words" in native
+        assert "third words" in native
+        assert "first" not in native
+
+
+MINUTES = 120
+
+
+@pytest.fixture(scope="module")
+def two_hours() -> tuple[bytes, list[Line]]:
+    """A film of two hours at 10 frames a second, with another word in each minute."""
+    short = [line for line in examination(31, 4 * MINUTES) if len(line.text) in range(2, 5)]
+    lines = [Line(line.picture.resize(SIZE, Image.Resampling.BICUBIC), line.text) for line in short[:MINUTES]]
+    return long_film([line.picture for line in lines], 60, rate=10, gop=20), lines
+
+
+def sent(served: Served, data: bytes) -> str:
+    """A film's URI, once openai-py has uploaded it."""
+    with openai_client(served) as client:
+        number = client.files.create(file=("long.mp4", data), purpose="user_data").id
+    return f"{served.url}/v1beta/files/{number.removeprefix('file-')}"
+
+
+@pytest.fixture(scope="module")
+def uploaded(demo: Served, scripted: Served, two_hours: tuple[bytes, list[Line]]) -> dict[str, str]:
+    """Where that film is at either server."""
+    return {"demo": sent(demo, two_hours[0]), "scripted": sent(scripted, two_hours[0])}
+
+
+def long_clip(uri: str, **more: Any) -> dict[str, Any]:
+    return {"type": "video_url", "video_url": {"url": uri} | more}
+
+
+def test_two_hours_are_seen_from_end_to_end_at_their_true_times(scripted: Served, uploaded: dict[str, str]) -> None:
+    said, tokens = asked(scripted, long_clip(uploaded["scripted"]), room=3000)
+    moments = seconds_in(said.partition("]")[0])
+    assert moments == sorted(moments)
+    assert moments[0] < 20
+    assert moments[-1] > 7180
+    assert max(after - before for before, after in pairwise(moments)) < 60, "no minute goes unseen"
+    assert tokens["video_tokens"] >= len(moments)
+    native, _ = asked_native(scripted, {"fileData": {"fileUri": uploaded["scripted"]}}, maxOutputTokens=3000)
+    assert seconds_in(native.partition("]")[0]) == moments
+
+
+@pytest.mark.parametrize("at", ["00:00:30", "01:15:32", "01:59:20"])
+def test_a_moment_of_two_hours_shows_its_word(
+    demo: Served, uploaded: dict[str, str], two_hours: tuple[bytes, list[Line]], at: str
+) -> None:
+    (start,) = seconds_in(at)
+    said, _ = asked(demo, long_clip(uploaded["demo"], start=start, end=start + 4, fps=0.5))
+    assert said == two_hours[1][int(start // 60)].text
 
 
 # ------------------------------------------------------------------------------------------------ times and costs
