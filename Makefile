@@ -19,7 +19,7 @@ test: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 slow: .build/triton .build/moto
 slow conformance: .venv/.dev

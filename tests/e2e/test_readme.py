@@ -1,0 +1,46 @@
+"""The README's programs run as they stand, only the address, the key and the picture filled in."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen3vl_compat.demo import SAMPLE
+from tests.media.crafted import drawing
+from tests.media.films import film, steady
+from tests.serving import ROOT, Served
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def programs() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_programs_run(
+    demo: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picture.png").write_bytes(SAMPLE.read_bytes())
+    (tmp_path / "film.mp4").write_bytes(film(steady([drawing(64, 64, seed=n) for n in range(100)], 1), rate=1))
+    monkeypatch.chdir(tmp_path)
+    openai: dict[str, Any] = {}
+    google: dict[str, Any] = {}
+    for program in programs():
+        filled = program.replace("http://127.0.0.1:8080", demo.url).replace("sk-...", demo.key)
+        filled = filled.replace("base64,...", "base64," + base64.b64encode(SAMPLE.read_bytes()).decode())
+        exec(filled, google if "genai" in program else openai)
+    assert capsys.readouterr().out.count("HELLO42") >= 2
+    try:
+        content = [openai["part"], {"type": "text", "text": "What is this?"}]
+        messages = [{"role": "user", "content": content}]
+        answer = openai["client"].chat.completions.create(model="qwen3-vl", messages=messages, max_tokens=5)
+        assert answer.usage.prompt_tokens_details.video_tokens > 0
+        part = google["part"]
+        counted = google["client"].models.count_tokens(model="qwen3-vl", contents=[part, "What is this?"])
+        assert counted.total_tokens > 100
+    finally:
+        openai["client"].close()
+        google["client"].close()
