@@ -31,8 +31,9 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
             pass
         note(f"left {time.time()} {time.monotonic() - began}")
         return
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
     if scope["path"] == "/flood":
+        await send(start)
         sent = 0
         with suppress(Exception):
             async with asyncio.timeout(5):
@@ -45,6 +46,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     while (message := await receive()).get("more_body"):
         if message["type"] == "http.disconnect":
             return
+    await send(start)
     await send({"type": "http.response.body", "body": b"ok"})
 
 
@@ -73,7 +75,7 @@ def closed_after(port: int, first: bytes, drip: bytes, *, pause: float = 1.0) ->
             with suppress(TimeoutError):
                 try:
                     said = connection.recv(4096)
-                except OSError:
+                except ConnectionError:
                     said = b""
                 line = said.split(b"\r\n")[0].decode("latin-1")[9:12] or "closed"
                 return f"{line} after {time.monotonic() - began:.0f} s"

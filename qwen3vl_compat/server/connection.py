@@ -1,6 +1,7 @@
 """One client's connection: uvicorn's own, with the bounds that it lacks."""
 
 import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -9,6 +10,13 @@ HEAD_BYTES, HEAD_LINES = 64 * 1024, 100
 """Most bytes and most header lines in the head of a request."""
 HEAD_SECONDS = 20.0
 """Seconds the head of a request may take, counted from the connection or from its first byte on a kept one."""
+Head = Sequence[tuple[bytes, bytes]]
+Refuse = Callable[[int, bytes, Head], bytes]
+"""A whole answer with this status to a request that never became one, by its target and headers as far as they came."""
+
+
+def _bare(status: int, target: bytes, head: Head) -> bytes:
+    return b"HTTP/1.1 %d \r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % status
 
 
 class Connection(HttpToolsProtocol):
@@ -20,6 +28,7 @@ class Connection(HttpToolsProtocol):
 
     read_seconds = 60.0
     """Seconds in which a client must take something of what is ready for it."""
+    refusal: Refuse = staticmethod(_bare)
     _head: asyncio.TimerHandle | None = None
     _write: asyncio.TimerHandle | None = None
     _read = 0
@@ -44,7 +53,7 @@ class Connection(HttpToolsProtocol):
         if self._head is not None:
             self._read += len(data)
             if self._read > 2 * HEAD_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large")
+                self._refuse(431)
 
     def on_message_begin(self) -> None:
         """A head has begun; another request's answer may still be under way."""
@@ -71,26 +80,34 @@ class Connection(HttpToolsProtocol):
 
     def _wait_for_head(self) -> None:
         self._read = 0
-        self._head = self.loop.call_later(HEAD_SECONDS, self._refuse, b"408 Request Timeout")
+        self._head = self.loop.call_later(HEAD_SECONDS, self._refuse, 408)
 
     def _stop_waiting_for_head(self) -> None:
         if self._head is not None:
             self._head.cancel()
             self._head = None
 
-    def _refuse(self, status: bytes) -> None:
+    def send_400_response(self, msg: str) -> None:
+        """What came is not HTTP."""
+        self._refuse(400)
+
+    def _refuse(self, status: int) -> None:
         self._stop_waiting_for_head()
         if self.transport.is_closing():
             return
         if self._answering():
             self.transport.abort()  # nothing may be written into the answer under way
         else:
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            self.transport.write(self.refusal(status, getattr(self, "url", b""), getattr(self, "headers", ())))
             self.transport.close()
 
     def _answering(self) -> bool:
+        """Whether an answer is under way that is not to what has just come."""
         cycle: Any = self.cycle  # uvicorn declares it as never None, which it is before the first request
-        return cycle is not None and not cycle.response_complete
+        if cycle is None or cycle.response_complete:
+            return False
+        its_body = self._head is None and not self._whole and not self.pipeline
+        return cycle.response_started or not its_body
 
     # --------------------------------------------------------------------------------------------------------- answers
 
@@ -122,6 +139,6 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
 
-def with_patience(read_seconds: float) -> type[Connection]:
-    """Connections that give a client this long to take something of what is ready."""
-    return type("Connection", (Connection,), {"read_seconds": read_seconds})
+def with_patience(read_seconds: float, refusal: Refuse = _bare) -> type[Connection]:
+    """Connections that give a client this long to take something of what is ready, and refuse in these words."""
+    return type("Connection", (Connection,), {"read_seconds": read_seconds, "refusal": staticmethod(refusal)})

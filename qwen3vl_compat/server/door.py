@@ -5,7 +5,8 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Set
-from typing import Protocol
+from http import HTTPStatus
+from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
@@ -13,7 +14,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
 from qwen3vl_compat.accounts.keys import Key
 from qwen3vl_compat.errors import ApiError, EngineFailed, Forbidden, InvalidRequest, Unauthorized
 from qwen3vl_compat.messages import Caller
-from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES
+from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES, Head
 from qwen3vl_compat.wire import generate_content, openai_chat
 
 log = logging.getLogger("qwen3vl_compat.access")
@@ -83,6 +84,25 @@ class Exchange:
         return error.status, headers, openai_chat.encode_error(error)
 
 
+_NO_REQUEST = {
+    400: ("The request is not valid HTTP.", "invalid_http"),
+    408: ("The head of the request came too slowly.", "request_timeout"),
+    431: (f"The headers are more than {HEAD_LINES} lines or {HEAD_BYTES} bytes.", "headers_too_large"),
+}
+
+
+def refusal(status: int, target: bytes, head: Head) -> bytes:
+    """The answer to what never became a request, on the wire that its target and headers tell, as far as they came."""
+    path, _, query = target.partition(b"?")
+    scope: Any = {"path": path.decode("latin-1"), "method": "POST", "headers": head, "query_string": query}
+    exchange = Exchange(scope)
+    message, code = _NO_REQUEST[status]
+    status, headers, body = exchange.encode(InvalidRequest(message, status=status, code=code))
+    headers |= {"content-length": str(len(body)), "connection": "close", "x-request-id": exchange.id}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {text}" for name, text in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
 def exchange_of(scope: Scope) -> Exchange:
     """The exchange the door opened for this request."""
     return scope["state"]["exchange"]
@@ -125,8 +145,8 @@ def check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Refuse a head that is too large, or whose Host is not one plain name: others could read the path differently."""
     lines = list(headers)
     if len(lines) > HEAD_LINES or sum(len(name) + len(value) for name, value in lines) > HEAD_BYTES:
-        message = f"The headers are more than {HEAD_LINES} lines or {HEAD_BYTES} bytes."
-        raise InvalidRequest(message, status=431, code="headers_too_large")
+        message, code = _NO_REQUEST[431]
+        raise InvalidRequest(message, status=431, code=code)
     hosts = [value.decode("latin-1") for name, value in lines if name.lower() == b"host"]
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
         raise InvalidRequest("Host: must be given once, as a name or address with or without a port.", param="Host")

@@ -15,7 +15,7 @@ from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
 from qwen3vl_compat.server.connection import with_patience
-from qwen3vl_compat.server.door import FindKey
+from qwen3vl_compat.server.door import FindKey, refusal
 from qwen3vl_compat.server.files import make_files
 from qwen3vl_compat.settings import Settings
 
@@ -71,7 +71,7 @@ async def _serve(
     service = build_service(settings, engine, files=files, limits_of=limits.of)
     config = uvicorn.Config(
         build_app(service, accounts.find_key),  # pyright: ignore[reportArgumentType]
-        http=with_patience(settings.server.read_idle),
+        http=with_patience(settings.server.read_idle, refusal),
         log_config=None,
         access_log=False,
         server_header=False,
