@@ -3,6 +3,7 @@
 A variable is QWEN3VL_<TABLE>__<NAME>, as QWEN3VL_SERVER__PORT. A name that does not exist ends the start.
 """
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping
@@ -150,6 +151,13 @@ class MediaSettings(MediaLimits, frozen=True, kw_only=True, forbid_unknown_field
     child_seconds: Annotated[float, Meta(ge=1, le=600)] = 15
     child_jobs: Positive = 200
     """Jobs after which a process is replaced."""
+
+    def __post_init__(self) -> None:
+        for network in self.allow_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError(f"allow_networks: {network} is no network as 10.0.0.0/8") from None
 
 
 class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,6 +30,7 @@ def test_the_order(tmp_path: Path) -> None:
         ({"QWEN3VL_SERVER__PORT": "1"}, "server = 5\n", "must be a table"),
         ({}, "[server", "not TOML"),
         ({"QWEN3VL_SERVER__DEADLINE": "0"}, None, "server.deadline"),
+        ({"QWEN3VL_MEDIA__ALLOW_NETWORKS": "10.0.0.0/8,10.0.0.1/8"}, None, "10.0.0.1/8 is no network"),
         ({"QWEN3VL_SERVER__GRACE": "-1"}, None, "server.grace"),
         ({"QWEN3VL_SERVER__BODY_IDLE": "nan"}, None, "server.body_idle"),
         ({"QWEN3VL_SERVER__READ_IDLE": "inf"}, None, "server.read_idle"),
