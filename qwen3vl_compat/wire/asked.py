@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Thinking, Tool, ToolChoice
-from qwen3vl_compat.wire.body import shown
+from qwen3vl_compat.wire.body import shown, within
 
 MOST_CHOICES, MOST_STOPS, LONGEST_STOP = 4, 16, 1000
 MOST_TOKENS = 10_000_000
@@ -19,7 +19,17 @@ EFFORTS: Mapping[str, int | None] = {
 }  # fmt: skip
 """Tokens of thoughts that each effort stands for; None sets no bound. Google's levels are among them."""
 
+UPLOADED = re.compile(r"(?:file-|files/)[0-9a-f]{24}")
+"""An uploaded file's id, as either family has it."""
+
 _NAME = re.compile(r"[A-Za-z0-9_.:\-]{1,128}\Z")
+
+
+def check_end(start: float | None, end: float | None, path: str) -> None:
+    """Where a part of a video ends, in seconds."""
+    if end is not None and end < (start or 0):
+        raise InvalidRequest(f"{path}: must not be before the start, which is at {start or 0:g} s", param=path)
+    within(end, 0, MOST_SECONDS, path)
 
 
 def check_name(name: str, path: str) -> str:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Detail, Link, Media, Message, Part, ToolResult, Upload
-from qwen3vl_compat.wire.asked import MOST_FPS, MOST_SECONDS, page_range
+from qwen3vl_compat.wire.asked import MOST_FPS, UPLOADED, check_end, page_range
 from qwen3vl_compat.wire.body import Json, convert, decode_base64, optional, within
 
 RESOLUTIONS: Mapping[str, Detail] = {
@@ -23,7 +23,7 @@ MOST_BUDGET = 10_000_000
 Known = Callable[[Json, str, str, list[str]], Json]
 
 _SECONDS = re.compile(r"(\d{1,7}(?:\.\d{1,9})?)s")
-_FILE = re.compile(r"files/[A-Za-z0-9_-]{1,64}")
+_FILE = re.compile(rf"files/[A-Za-z0-9_-]{{1,64}}|{UPLOADED.pattern}")
 
 
 def medium(part: Json, path: str, known: Known, ignored: list[str]) -> Media:
@@ -42,7 +42,7 @@ def medium(part: Json, path: str, known: Known, ignored: list[str]) -> Media:
     clip = known(convert(part.get("videoMetadata", {}), Json, where), "videoMetadata", f"{path}.videoMetadata", ignored)
     start = _offset(clip.get("startOffset"), f"{path}.videoMetadata.startOffset")
     end = _offset(clip.get("endOffset"), f"{path}.videoMetadata.endOffset")
-    within(end, start or 0.0, MOST_SECONDS, f"{path}.videoMetadata.endOffset")
+    check_end(start, end, f"{path}.videoMetadata.endOffset")
     fps = optional(clip, "fps", float, f"{path}.videoMetadata")
     within(fps, 0.001, MOST_FPS, f"{path}.videoMetadata.fps")
     return Media(

@@ -6,7 +6,7 @@ from typing import Literal
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Detail, Frames, Link, Media, Upload
-from qwen3vl_compat.wire.asked import MOST_FPS, MOST_SECONDS, page_range
+from qwen3vl_compat.wire.asked import MOST_FPS, MOST_SECONDS, UPLOADED, check_end, page_range
 from qwen3vl_compat.wire.body import Json, convert, decode_base64, optional, within
 
 LONGEST_MEDIA_TYPE = 512
@@ -21,15 +21,21 @@ _FRAMES = "video/jpeg"
 """The media type under which several pictures in base64, divided by commas, are a video."""
 
 
-def source_of(url: str, where: str, wanted: Literal["image", "video", "file"]) -> tuple[bytes | Link, str]:
-    """What a URL holds or leads to, and the media type it names; InvalidRequest `invalid_..._url`, `invalid_base64`."""
+def source_of(url: str, where: str, wanted: Literal["image", "video", "file"]) -> tuple[bytes | Link | Upload, str]:
+    """What a URL holds or leads to, and the media type it names; an uploaded file's id or name will do for one.
+
+    InvalidRequest `invalid_..._url`, `invalid_base64`.
+    """
     if _HTTP.match(url):
         return Link(url), ""
+    if UPLOADED.fullmatch(url):
+        return Upload(url), ""
     comma = url.find(",", 0, LONGEST_MEDIA_TYPE)
     found = _DATA_URL.match(url[: comma + 1])
     if found is None or not found["rest"].lower().endswith(";base64"):
         example = {"image": "image/jpeg", "video": "video/mp4", "file": "application/pdf"}[wanted]
-        message = f"{where}: must be an http(s) URL or a data: URL in base64, data:{example};base64,..."
+        known = f"an http(s) URL, the id of an uploaded file, or a data: URL in base64, data:{example};base64,..."
+        message = f"{where}: must be {known}"
         raise InvalidRequest(message, param=where, code=f"invalid_{wanted}_url")
     return decode_base64(url[found.end() :], where), found["mime"].lower()
 
@@ -55,7 +61,7 @@ def video(fields: Json, path: str) -> Media | Frames:
     detail, budget = _closely(fields, path)
     start, end = optional(fields, "start", float, path), optional(fields, "end", float, path)
     within(start, 0, MOST_SECONDS, f"{path}.start")
-    within(end, start or 0, MOST_SECONDS, f"{path}.end")
+    check_end(start, end, f"{path}.end")
     return Media(
         source=source, wanted="video", mime_type=mime, param=where, detail=detail, budget=budget,
         start=start, end=end, fps=fps,

@@ -80,8 +80,22 @@ def google_asked(served: Served, version: str, reference: str, key: str | None =
 def test_a_file_is_read_by_either_family(demo: Served, how: str, what: str) -> None:
     number, name, uri = uploaded(demo, how, what)
     said = [openai_asked(demo, reference, what) for reference in (number, uri)]
-    said += [google_asked(demo, version, reference) for version in VERSIONS for reference in (name, uri)]
+    said += [google_asked(demo, version, reference) for version in VERSIONS for reference in (name, number, uri)]
     assert set(said) == {WORD}
+
+
+@pytest.mark.parametrize("kind", ["image_url", "video_url", "video"])
+def test_an_id_stands_where_a_url_may(demo: Served, kind: str) -> None:
+    number, name, _ = uploaded(demo, "openai", "video" if kind == "video_url" else "picture")
+    for reference in (number, name):
+        part: Any = {"type": kind, kind: [reference] * 3 if kind == "video" else {"url": reference}}
+        with openai_client(demo) as client:
+            answer = client.chat.completions.create(
+                model="qwen3-vl",
+                messages=[{"role": "user", "content": [part, {"type": "text", "text": "Read the text."}]}],
+                max_tokens=16,
+            )
+        assert answer.choices[0].message.content == WORD
 
 
 def command(served: Served, *arguments: str) -> str:
