@@ -1,6 +1,7 @@
 """Media: counted before anything is fetched, checked before anything is decoded, decoded in processes of their own."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,6 +21,8 @@ from qwen3vl_compat.media.sniff import NAMES, kind_of
 from qwen3vl_compat.messages import Content, Frames, Link, Media, Message, Part, Received, Request, ToolResult, Upload
 from qwen3vl_compat.settings import MediaLimits
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 PICTURES, VIDEOS = ("jpeg", "png", "webp", "gif"), ("mp4", "webm")
@@ -31,7 +34,7 @@ WANTED: Mapping[str, tuple[str, ...]] = {
 }
 """Kinds of files a field may hold."""
 NOUNS = {"image": "a picture", "video": "a video", "document": "a document", "any": "a file"}
-SHORT = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "mp4": "MP4", "webm": "WebM", "pdf": "PDF"}
+SHORT = {"jpeg": "JPEG", "png": "PNG", "webp": "WebP", "gif": "GIF", "mp4": "MP4", "webm": "WebM/MKV", "pdf": "PDF"}
 CODES = {"image": "image", "video": "video", "document": "file", "any": "file"}
 """Middle of the error codes `invalid_..._format`, `invalid_..._url`."""
 AT_ONCE = 2
@@ -106,13 +109,13 @@ class MediaPolicy:
     async def _made(self, tenant: str, received: Sequence[Received], take: Take) -> Mapping[int, tuple[Content, ...]]:
         """What stands in each medium's place, by the identity of what was received."""
         limits = self._limits_of(tenant)
-        _count([_wanted(part) for part in received], limits)
+        _count([_wanted(part) for part in received], received, limits)
         _count_frames(received, limits, self._sources.files.owns)
         async with AsyncExitStack() as opened:
             source = _Source(tenant, limits, self._sources, opened, take)
             media = await _each(source.media, received)
             kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
-            _count(kinds, limits)
+            _count(kinds, received, limits)
             self._check(media, limits)
             renderer = self._renderer(kinds.count("video"), limits, take)
 
@@ -139,7 +142,8 @@ class MediaPolicy:
                     tokens += spec.tokens((1, *grid)) if len(found) == 1 else 0
         if pixels > limits.max_total_pixels:
             most = f"at most {limits.max_total_pixels:,} are accepted"
-            raise InvalidRequest(f"The pictures have {pixels:,} pixels together; {most}.", code="too_many_pixels")
+            fault = f"The pictures have {pixels:,} pixels together; {most}."
+            raise InvalidRequest(fault, param=media[-1][-1].asked.param or None, code="too_many_pixels")
         if tokens > self._context:
             raise beyond(self._context, "pictures", media[-1][-1].asked.param)
 
@@ -226,7 +230,8 @@ class _Source:
         limit, self._room = min(limit, self._room), self._room - min(limit, self._room)
         try:
             content = await self._fetch(url, limit)
-        except FetchFailed:
+        except FetchFailed as failed:
+            log.info("media could not be fetched for tenant %s: %s", self._tenant, failed.reason)
             raise InvalidRequest("could not fetch media", code=f"invalid_{CODES[asked.wanted]}_url") from None
         self._room += limit - len(content)
         self._take(len(content))
@@ -278,14 +283,16 @@ def _kind(part: Received, found: Sequence[Medium]) -> str:
     return "video" if isinstance(part, Frames) else _NOUN_OF[found[0].kind]
 
 
-def _count(kinds: Sequence[str], limits: MediaLimits) -> None:
+def _count(kinds: Sequence[str], parts: Sequence[Received], limits: MediaLimits) -> None:
     """Refuse too many of one kind; those not known yet count as what there may be most of."""
     most = {"image": limits.max_images, "video": limits.max_videos, "document": limits.max_pages}
     for kind, limit in (*most.items(), ("any", max(most.values()))):
-        if kinds.count(kind) > limit:
-            noun = {"image": "pictures", "video": "videos", "document": "documents"}.get(kind, "files")
-            fault = f"The request holds {kinds.count(kind)} {noun}; at most {limit} are accepted."
-            raise InvalidRequest(fault, code="too_many_media")
+        found = [part for part, its_kind in zip(parts, kinds, strict=True) if its_kind == kind]
+        if len(found) > limit:
+            noun = {"image": "picture", "video": "video", "document": "document"}.get(kind, "file")
+            held = f"{len(found)} {noun}{'s' if len(found) > 1 else ''}"
+            fault = f"The request holds {held}; at most {limit} are accepted."
+            raise InvalidRequest(fault, param=found[limit].param or None, code="too_many_media")
 
 
 def _count_frames(parts: Sequence[Received], limits: MediaLimits, owns: Callable[[str], bool]) -> None:
@@ -307,9 +314,11 @@ def _naming(part: Received) -> Generator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.param is not None or not part.param:
+        named = {"pages": part.pages_param, "start": part.start_param} if isinstance(part, Media) else {}
+        param = named.get(error.param or "") or part.param
+        if error.param not in (None, "pages", "start") or not param:
             raise
-        raise InvalidRequest(f"{part.param}: {error.message}", param=part.param, code=error.code) from None
+        raise InvalidRequest(f"{param}: {error.message}", param=param, code=error.code) from None
 
 
 async def _each(work: Callable[..., Awaitable[T]], *arguments: Sequence[Any]) -> list[T]:

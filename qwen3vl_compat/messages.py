@@ -51,6 +51,9 @@ class Media(Struct, frozen=True, kw_only=True, tag="media"):
     """Frames to look at for each second of a video."""
     pages: tuple[int, int] | None = None
     """First and last page of a document, counted from 1."""
+    start_param: str = ""
+    """The field that said where to start, as `pages_param` says which pages."""
+    pages_param: str = ""
 
 
 class Frames(Struct, frozen=True, tag="frames"):

@@ -175,7 +175,6 @@ class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
         "jpeg",
         "png",
         "webp",
-        "gif",
         "mp4",
         "webm",
         "pdf",

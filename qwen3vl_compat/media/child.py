@@ -85,7 +85,7 @@ def _answered(job: Job, file: BinaryIO) -> tuple[Reply, bool]:
     try:
         return made(job, file), True
     except InvalidRequest as error:
-        return Refused(error.message, error.code), True
+        return Refused(error.message, error.code, error.param or ""), True
     except MemoryError:
         return refusal(job), False
     except Exception:

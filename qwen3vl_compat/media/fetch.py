@@ -80,6 +80,8 @@ _NAME = re.compile(
     r"(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+"
     r"[a-z][a-z0-9-]{0,61}[a-z0-9]"  # not a digit first: 0x7f would be read as part of a number
 )
+_LABEL = re.compile(r"[a-z](?:[a-z0-9_-]{0,61}[a-z0-9])?")
+"""A name without a dot, as of a machine or a container nearby."""
 _USUAL_PORT = {"http": 80, "https": 443}
 
 _HEADERS = (
@@ -128,10 +130,11 @@ class Address(Struct, frozen=True):
         return f"{self.scheme}://{self.authority}{self.target}"
 
 
-def parse_url(text: str, ports: frozenset[int] = PORTS) -> Address:
+def parse_url(text: str, ports: frozenset[int] = PORTS, *, local: bool = False) -> Address:
     """The only reading of a URL there is: http or https, a dotted name or an address, a port of `ports`.
 
     FetchFailed for all else, and for anything that another parser might read in another way. The fragment is dropped.
+    `local` lets names without a dot pass: where only addresses of the operator's own lists can follow from them.
     """
     sent = "" if len(text) > LONGEST_URL or _FORBIDDEN.search(text) else quote(text, safe=string.punctuation)
     match = _URL.fullmatch(sent) if len(sent) <= LONGEST_URL else None
@@ -142,10 +145,10 @@ def parse_url(text: str, ports: frozenset[int] = PORTS) -> Address:
     if port not in ports:
         raise FetchFailed("port not allowed")
     target = (match["path"] or "/") + (match["query"] or "")
-    return Address(scheme, _host(match["host"].lower()), port, target)
+    return Address(scheme, _host(match["host"].lower(), local), port, target)
 
 
-def _host(text: str) -> str:
+def _host(text: str, local: bool) -> str:
     """A name as it is, or an address in its usual spelling; text from beyond ASCII has become percent signs by now."""
     try:
         if text.startswith("[") and "%" not in text:  # which would bring a zone: one of our own interfaces
@@ -154,12 +157,12 @@ def _host(text: str) -> str:
             return str(ipaddress.IPv4Address(text))
     except ValueError:
         raise FetchFailed("malformed host") from None
-    if len(text) > 253 or not _NAME.fullmatch(text):
+    if len(text) > 253 or not (_NAME.fullmatch(text) or (local and _LABEL.fullmatch(text))):
         raise FetchFailed("malformed host")
     return text
 
 
-def redirected(address: Address, location: str, ports: frozenset[int] = PORTS) -> Address:
+def redirected(address: Address, location: str, ports: frozenset[int] = PORTS, *, local: bool = False) -> Address:
     """Where a Location header, absolute or relative, leads from `address`; FetchFailed also for https to http."""
     origin = f"{address.scheme}://{address.authority}"
     path = address.target.partition("?")[0]
@@ -174,7 +177,7 @@ def redirected(address: Address, location: str, ports: frozenset[int] = PORTS) -
     else:
         relative = re.split("([?#].*)", location, maxsplit=1, flags=re.DOTALL)
         text = "".join([origin, _without_dots(path[: path.rindex("/") + 1] + relative[0]), *relative[1:]])
-    found = parse_url(text, ports)
+    found = parse_url(text, ports, local=local)
     if address.scheme == "https" and found.scheme == "http":
         raise FetchFailed("redirect from https to http")
     return found
@@ -242,7 +245,7 @@ class Fetcher(Struct, frozen=True):
         raise FetchFailed(reason)
 
     async def _followed(self, url: str, limit: int) -> bytes:
-        address = parse_url(url, self.ports)
+        address = parse_url(url, self.ports, local=bool(self.allow_networks))
         for _ in range(self.hops + 1):
             found = await self._asked(address, limit)
             if isinstance(found, bytes):
@@ -267,7 +270,7 @@ class Fetcher(Struct, frozen=True):
                 connection.stream("GET", url, headers=headers) as response,
             ):
                 if response.status in _REDIRECTS:
-                    return redirected(address, _location(response.headers), self.ports)
+                    return redirected(address, _location(response.headers), self.ports, local=bool(self.allow_networks))
                 _check_head(response.status, response.headers, limit)
                 dial.allow(2 * limit)
                 return await _body(response.aiter_stream(), limit)
@@ -276,7 +279,7 @@ class Fetcher(Struct, frozen=True):
 
     async def _addresses(self, address: Address) -> list[str]:
         """What the host stands for, looked up this once and all of it allowed."""
-        if not _NAME.fullmatch(address.host):
+        if not (_NAME.fullmatch(address.host) or _LABEL.fullmatch(address.host)):
             found = [address.host]
         else:
             async with asyncio.timeout(LOOKUP_SECONDS):

@@ -118,7 +118,9 @@ def _within(times: NDArray[np.float64], job: LookJob) -> NDArray[np.int64]:
     """The frames between the wanted start and end; before them the one on the screen at the start, if it stays long."""
     start, end = job.start or 0.0, times[-1] if job.end is None else job.end
     if start > times[-1] + 1:
-        raise InvalidRequest(f"the video lasts {times[-1]:.1f} seconds and ends before the start asked for")
+        raise InvalidRequest(
+            f"the video lasts {times[-1]:.1f} seconds and ends before the start asked for", param="start"
+        )
     inside = np.flatnonzero((times >= start) & (times <= end))
     if not len(inside) or times[inside[0]] > start + 0.5 / job.fps:
         held = max(0, int(np.searchsorted(times, start, side="right")) - 1)

@@ -111,6 +111,8 @@ class Refused(Struct, frozen=True, tag="refused"):
 
     message: str
     code: str
+    about: str = ""
+    """`pages` or `start`, if that is at fault and not the medium."""
 
 
 Reply = Pictures | Footage | Refused

@@ -57,11 +57,11 @@ def _last(count: int, job: PagesJob) -> int:
         fault = f"the PDF has {count:,} pages; at most {job.most_in_all:,} are accepted"
         raise InvalidRequest(fault, code="too_many_pages")
     if job.first > count:
-        raise InvalidRequest(f"the PDF has {count} pages; page {job.first} is not among them")
+        raise InvalidRequest(f"the PDF has {count} pages; page {job.first} is not among them", param="pages")
     last = min(job.last or count, count)
     if last - job.first + 1 > job.most:
         fault = f"{last - job.first + 1} pages are asked for; at most {job.most} are accepted in one request"
-        raise InvalidRequest(fault, code="too_many_pages")
+        raise InvalidRequest(fault, param="pages", code="too_many_pages")
     return last
 
 

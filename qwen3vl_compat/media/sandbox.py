@@ -161,7 +161,8 @@ class Sandbox:
     async def run(self, job: Job, medium: bytes | Path) -> Pictures | Footage:
         """Do the job on these bytes or this file.
 
-        InvalidRequest for a medium that is refused or on which the child fails; Overloaded when too many wait. A
+        InvalidRequest for a medium that is refused or on which the child fails, its param `pages` or `start` where
+        those are at fault; Overloaded when too many wait. A
         caller that leaves waits no longer; a job that has begun goes on to its end, which is near.
         """
         if self._waiting >= self._limits.waiting or self._closed:
@@ -176,7 +177,7 @@ class Sandbox:
         task.add_done_callback(self._ended)
         reply = await asyncio.shield(task)
         if isinstance(reply, Refused):
-            raise InvalidRequest(reply.message, code=reply.code)
+            raise InvalidRequest(reply.message, code=reply.code, param=reply.about or None)
         return reply
 
     def _ended(self, task: asyncio.Task[Reply]) -> None:

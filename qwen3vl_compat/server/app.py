@@ -84,6 +84,7 @@ def build_routes(service: Service) -> Litestar:
             file_routes.create_file,
             file_routes.list_files,
             file_routes.get_file,
+            file_routes.get_content,
             file_routes.delete_file,
             upload_routes.start_upload,
             upload_routes.continue_upload,

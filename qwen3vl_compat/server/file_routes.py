@@ -71,8 +71,21 @@ async def list_files(request: Http, service: NamedDependency[Service]) -> dict[s
 @get(["/v1/files/{reference:str}", "/v1beta/files/{reference:str}"])
 async def get_file(request: Http, reference: FromPath[str], service: NamedDependency[Service]) -> dict[str, Any]:
     """One file with the fields of both families."""
+    if reference.endswith(":download"):
+        raise _kept_back()
     file = await files_of(service).get(exchange_of(request.scope).caller.tenant, reference)
     return wire.encode_file(file, base_of(request, service.settings))
+
+
+@get("/v1/files/{reference:str}/content")
+async def get_content(request: Http, reference: FromPath[str], service: NamedDependency[Service]) -> dict[str, Any]:
+    """Nobody's."""
+    files_of(service)
+    raise _kept_back()
+
+
+def _kept_back() -> InvalidRequest:
+    return InvalidRequest("The contents of files are not given out again; use the file in a request.")
 
 
 @delete(["/v1/files/{reference:str}", "/v1beta/files/{reference:str}"], status_code=200)

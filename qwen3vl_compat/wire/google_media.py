@@ -56,6 +56,8 @@ def medium(part: Json, path: str, known: Known, ignored: list[str]) -> Media:
         end=end,
         fps=fps,
         pages=_pages(part.get("documentMetadata"), f"{path}.documentMetadata", known, ignored),
+        start_param=f"{path}.videoMetadata.startOffset",
+        pages_param=f"{path}.documentMetadata",
     )
 
 

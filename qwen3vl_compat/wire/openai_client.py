@@ -158,18 +158,18 @@ def _encode_media(media: Media) -> Json:
     closely: Json = {} if media.detail == "auto" else {"detail": media.detail}
     if media.budget is not None:
         closely["max_pixels"] = media.budget * PIXELS_OF_A_TOKEN
+    clip = {"start": media.start, "end": media.end, "fps": media.fps}
+    given = closely | {name: value for name, value in clip.items() if value is not None}
     match media.wanted:
         case "image":
             return {"type": "image_url", "image_url": {"url": _url(media)} | closely}
         case "video":
-            clip = {"start": media.start, "end": media.end, "fps": media.fps}
-            given = {name: value for name, value in clip.items() if value is not None}
-            return {"type": "video_url", "video_url": {"url": _url(media)} | closely | given}
+            return {"type": "video_url", "video_url": {"url": _url(media)} | given}
         case _:
             source = {"file_id": media.source.id} if isinstance(media.source, Upload) else {"file_data": _url(media)}
             pages = {} if media.pages is None else {"pages": f"{media.pages[0]}-{media.pages[1]}"}
             name = {"filename": media.name} if media.name else {}
-            return {"type": "file", "file": source | name | pages | closely}
+            return {"type": "file", "file": source | name | pages | given}
 
 
 def _url(media: Media) -> str:
@@ -178,8 +178,8 @@ def _url(media: Media) -> str:
             return f"data:{media.mime_type};base64,{base64.b64encode(data).decode('ascii')}"
         case Link(url):
             return url
-        case Upload():
-            raise AssertionError("an uploaded file has no URL on this wire")
+        case Upload(number):
+            return number
 
 
 class _Likely(Struct):

@@ -4,6 +4,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+from msgspec.structs import replace
+
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Detail, Frames, Link, Media, Upload
 from qwen3vl_compat.wire.asked import MOST_FPS, MOST_SECONDS, UPLOADED, check_end, page_range
@@ -58,14 +60,7 @@ def video(fields: Json, path: str) -> Media | Frames:
         source_of(f"{head},AA==", where, "video")
         return _framed([f"data:image/jpeg;base64,{each}" for each in rest.split(",")], where, fps, fields)
     source, mime = source_of(url, where, "video")
-    detail, budget = _closely(fields, path)
-    start, end = optional(fields, "start", float, path), optional(fields, "end", float, path)
-    within(start, 0, MOST_SECONDS, f"{path}.start")
-    check_end(start, end, f"{path}.end")
-    return Media(
-        source=source, wanted="video", mime_type=mime, param=where, detail=detail, budget=budget,
-        start=start, end=end, fps=fps,
-    )  # fmt: skip
+    return replace(_watched(fields, path), source=source, wanted="video", mime_type=mime, param=where)
 
 
 def frames(fields: Json, path: str) -> Frames:
@@ -78,7 +73,7 @@ def file(fields: Json, path: str) -> Media:
     """A `file`: an uploaded one by its id, or one that came along."""
     given = [name for name in ("file_id", "file_data", "file_url") if name in fields]
     if len(given) != 1:
-        raise InvalidRequest(f"{path}: must hold one of file_id, file_data, file_url", param=path)
+        raise InvalidRequest(f"{path}: must hold exactly one of file_id, file_data, file_url", param=path)
     where = f"{path}.{given[0]}"
     text = convert(fields[given[0]], str, where)
     source: bytes | Link | Upload
@@ -89,16 +84,27 @@ def file(fields: Json, path: str) -> Media:
         source = decode_base64(text, where)
     else:
         source, mime = source_of(text, where, "file")
-    detail, budget = _closely(fields, path)
-    return Media(
+    return replace(
+        _watched(fields, path),
         source=source,
         mime_type=mime,
         name=_name(convert(fields.get("filename", ""), str, f"{path}.filename")),
         param=where,
-        detail=detail,
-        budget=budget,
         pages=page_range(fields.get("pages"), f"{path}.pages"),
+        pages_param=f"{path}.pages",
     )
+
+
+def _watched(fields: Json, path: str) -> Media:
+    """How closely a medium is to be looked at, and which part of it if it is a video; the rest is to be filled in."""
+    detail, budget = _closely(fields, path)
+    start, end = optional(fields, "start", float, path), optional(fields, "end", float, path)
+    within(start, 0, MOST_SECONDS, f"{path}.start")
+    check_end(start, end, f"{path}.end")
+    return Media(
+        source=b"", detail=detail, budget=budget, start=start, end=end, fps=_fps(fields, path),
+        start_param=f"{path}.start",
+    )  # fmt: skip
 
 
 READERS: Mapping[str, Callable[[Json, str], Media | Frames]] = {"image_url": image, "video_url": video, "file": file}

@@ -158,7 +158,8 @@ def without_places(value: Any) -> Any:
             if isinstance(value, ToolCall | OutputFormat | Tool | Text):
                 named = {ToolCall: "arguments", OutputFormat: "value", Tool: "parameters", Text: "text"}[type(value)]
                 inner[named] = respelt(inner[named])
-            return msgspec.structs.replace(value, **(inner | ({"param": ""} if "param" in inner else {})))
+            places = {name: "" for name in ("param", "start_param", "pages_param") if name in inner}
+            return msgspec.structs.replace(value, **(inner | places))
         case _:
             return value
 

@@ -266,6 +266,45 @@ def test_times_are_told_to_the_model(
         assert counted["VIDEO"] == tokens["video_tokens"]
 
 
+@pytest.mark.parametrize(
+    ("part", "native", "params"),
+    [
+        (
+            lambda data: document(data["pdf"], pages=9),
+            lambda data: blob(data["pdf"], "application/pdf", documentMetadata={"startPage": 9, "endPage": 9}),
+            ("messages[0].content[0].file.pages", "contents[0].parts[0].documentMetadata"),
+        ),
+        (
+            lambda data: clip(data["mp4"], start=100),
+            lambda data: blob(data["mp4"], "video/mp4", videoMetadata={"startOffset": "100s"}),
+            ("messages[0].content[0].video_url.start", "contents[0].parts[0].videoMetadata.startOffset"),
+        ),
+        (
+            lambda data: {"type": "file", "file": {"file_data": url(data["mp4"], "video/mp4"), "start": 5, "end": 4}},
+            lambda data: blob(data["mp4"], "video/mp4", videoMetadata={"startOffset": "5s", "endOffset": "4s"}),
+            ("messages[0].content[0].file.end", "contents[0].parts[0].videoMetadata.endOffset"),
+        ),
+    ],
+    ids=["page", "start", "end"],
+)
+def test_what_is_asked_of_a_medium_is_refused_by_its_own_name(
+    scripted: Served, part: Any, native: Any, params: tuple[str, str]
+) -> None:
+    data = {"pdf": typeset(["A"] * 3), "mp4": film([(drawing(64, 64), 0.0), (drawing(64, 64), 1.0)], rate=1)}
+    body = {"model": "qwen3-vl", "messages": [{"role": "user", "content": [part(data)]}]}
+    refused = scripted.post(CHAT, body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, params[0]), refused.text
+    refused = scripted.post(NATIVE, {"contents": [{"parts": [native(data)]}]})
+    assert refused.status_code == 400
+    assert f"{params[1]}:" in refused.json()["error"]["message"]
+
+
+def test_a_file_may_be_a_part_of_a_video(scripted: Served) -> None:
+    data = film([(drawing(64, 64, seed=number), number / 2) for number in range(20)], rate=2)
+    said, _ = asked(scripted, {"type": "file", "file": {"file_data": url(data, "video/mp4"), "start": 4, "end": 6}})
+    assert 4 <= min(seconds_in(said.partition("]")[0])) <= max(seconds_in(said.partition("]")[0])) <= 6
+
+
 def test_a_list_of_frames(scripted: Served) -> None:
     urls = [url(encoded(drawing(64, 64, seed=number), "PNG"), "image/png") for number in range(5)]
     said, tokens = asked(scripted, {"type": "video", "video": urls, "fps": 1})

@@ -1077,3 +1077,34 @@ async def test_a_fetch_that_is_cancelled_hangs_up(scheme: str, sent: bytes) -> N
     assert time.monotonic() - cancelled < 0.2  # the floor is for failures
     assert await settled(before)
     server.close()
+
+
+@pytest.mark.parametrize("name", ["localhost", "minio", "a_b-c"])
+async def test_names_without_a_dot_are_for_networks_of_the_operators(name: str) -> None:
+    with pytest.raises(FetchFailed):
+        parse_url(f"http://{name}/")
+    assert parse_url(f"http://{name}/", local=True).host == name
+    for spelling in (*SPELLINGS, "a.", ".a", "-a", "a-", "0x7f", "1", "a..b"):
+        assert parse_or_none(spelling) in (None, spelling.lower())
+
+
+def parse_or_none(host: str) -> str | None:
+    """The host of a URL that is read, if any address can only follow from looking it up."""
+    try:
+        found = parse_url(f"http://{host}/", local=True).host
+    except FetchFailed:
+        return None
+    assert found[0].isalpha()
+    return found
+
+
+async def test_a_nearby_name_is_fetched_only_from_listed_networks() -> None:
+    async def resolve(host: str, port: int) -> list[str]:
+        return {"near": ["127.0.0.1"], "metadata": ["169.254.169.254"]}[host]
+
+    async with serving(answer(b"hello")) as server:
+        fetcher = Fetcher(LOOPBACK, frozenset({server.port}), resolve=resolve)
+        assert await fetcher(f"http://near:{server.port}/", LIMIT) == b"hello"
+        for url, allowed in ((f"http://metadata:{server.port}/", LOOPBACK), (f"http://near:{server.port}/", ())):
+            with pytest.raises(FetchFailed):
+                await Fetcher(allowed, frozenset({server.port}), resolve=resolve)(url, LIMIT)
