@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
@@ -217,5 +218,8 @@ def _set_tenant(options: argparse.Namespace) -> None:
         if not equals or not name.startswith("media."):
             raise ValueError(f"A limit is given as media.NAME=VALUE; {limit!r} is not.")
         wishes[name.removeprefix("media.")] = value
-    for name, value in TenantLimits(_database(settings), settings.media).change(options.tenant, wishes).items():
-        print(f"media.{name}={value}")
+    changed = TenantLimits(_database(settings), settings.media).change(options.tenant, wishes)
+    for name, value in changed.items():
+        print(f"media.{name}={','.join(cast('list[str]', value)) if isinstance(value, list) else str(value).lower()}")
+    if not changed:
+        print(f"Tenant {options.tenant} has no limits of its own.")

@@ -45,11 +45,14 @@ class TenantLimits:
         changes = self.changes(tenant)
         for name, text in wishes.items():
             if name not in MediaLimits.__struct_fields__:
-                raise SettingsError(f"There is no setting media.{name} that a tenant could have of its own.")
+                known = ", ".join(f"media.{each}" for each in MediaLimits.__struct_fields__)
+                raise SettingsError(f"There is no limit media.{name} of a tenant's own; there are {known}.")
             changes.pop(name, None)
             if text:
                 many = isinstance(getattr(self._usual, name), tuple)
                 changes[name] = [part.strip() for part in text.split(",")] if many else text
+                if not _fits({name: changes[name]}):
+                    raise SettingsError(f"The limit media.{name} cannot be '{text}'.")
         limits = self._with(changes)
         kept: dict[str, Any] = msgspec.json.decode(
             msgspec.json.encode({name: getattr(limits, name) for name in changes})
@@ -63,7 +66,12 @@ class TenantLimits:
 
     def _with(self, changes: dict[str, Any]) -> MediaLimits:
         usual = {name: getattr(self._usual, name) for name in MediaLimits.__struct_fields__}
-        try:
-            return msgspec.convert(usual | changes, MediaLimits, strict=False)
-        except msgspec.ValidationError as error:
-            raise SettingsError(f"The limit cannot be set: {str(error).replace('`', '')}.") from None
+        return msgspec.convert(usual | changes, MediaLimits, strict=False)
+
+
+def _fits(changes: dict[str, Any]) -> bool:
+    try:
+        msgspec.convert(changes, MediaLimits, strict=False)
+    except msgspec.ValidationError:
+        return False
+    return True
