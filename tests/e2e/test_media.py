@@ -122,8 +122,8 @@ def readable(demo: Served) -> list[Line]:
     for line in examination(23, 120):
         fitting = Line(line.picture.resize(SIZE, Image.Resampling.BICUBIC), line.text)
         if len(line.text) in range(3, 6) and 120 < line.picture.width < 200:
-            seen = asked(demo, clip(film([(fitting.picture, 0.0)], options={"crf": "12"})))[0]
-            if seen == line.text:
+            still = film([(fitting.picture, number / 10) for number in range(30)], rate=10, options={"crf": "12"})
+            if all(asked(demo, clip(still, end=end))[0] == line.text for end in (0, 2.9)):
                 found.append(fitting)
         if len(found) == 4:
             return found
@@ -189,14 +189,15 @@ def test_text_of_a_page_goes_along_where_an_operator_says_so(tmp_path: Path) -> 
         assert "first" not in native
 
 
-MINUTES = 120
+MINUTES, MOMENTS = 120, ("00:00:30", "01:15:32", "01:59:20")
 
 
 @pytest.fixture(scope="module")
-def two_hours() -> tuple[bytes, list[Line]]:
-    """A film of two hours at 10 frames a second, with another word in each minute."""
-    short = [line for line in examination(31, 4 * MINUTES) if len(line.text) in range(2, 5)]
-    lines = [Line(line.picture.resize(SIZE, Image.Resampling.BICUBIC), line.text) for line in short[:MINUTES]]
+def two_hours(readable: list[Line]) -> tuple[bytes, list[Line]]:
+    """Two hours at 10 frames a second, with another word in each minute; the model can read those it is asked about."""
+    lines = [Line(line.picture.resize(SIZE, Image.Resampling.BICUBIC), line.text) for line in examination(31, MINUTES)]
+    for at, line in zip(MOMENTS, readable, strict=False):
+        lines[int(seconds_in(at)[0] // 60)] = line
     return long_film([line.picture for line in lines], 60, rate=10, gop=20), lines
 
 
@@ -229,7 +230,7 @@ def test_two_hours_are_seen_from_end_to_end_at_their_true_times(scripted: Served
     assert seconds_in(native.partition("]")[0]) == moments
 
 
-@pytest.mark.parametrize("at", ["00:00:30", "01:15:32", "01:59:20"])
+@pytest.mark.parametrize("at", MOMENTS)
 def test_a_moment_of_two_hours_shows_its_word(
     demo: Served, uploaded: dict[str, str], two_hours: tuple[bytes, list[Line]], at: str
 ) -> None:

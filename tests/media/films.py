@@ -85,7 +85,7 @@ def long_film(scenes: Sequence[Image.Image], seconds: int, *, rate: int = 25, go
         stream.width, stream.height = scenes[0].size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = gop
-        stream.options = {"preset": "veryfast", "bf": "0", "x264-params": "scenecut=0:rc-lookahead=0"}
+        stream.options = {"preset": "veryfast", "crf": "14", "bf": "0", "x264-params": "scenecut=0:rc-lookahead=0"}
         packets: list[tuple[bytes, bool]] = []
         for number in range(len(scenes) * gop):
             frame = av.VideoFrame.from_image(scenes[number // gop])
