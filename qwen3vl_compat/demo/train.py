@@ -148,24 +148,24 @@ class Trainer:
 
     def picture_loss(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of the answers; also moves the running share of right characters."""
-        rows, height, width, _ = batch.pixels.shape
-        grid = torch.tensor([[1, height // 16, width // 16]], device=self.device)
-        before, after = self.encode(batch.before), self.encode(batch.after)
-        slots = (height // GRID) * (width // GRID)
-        start = len(before) + slots + len(after)
+        rows, count, height, width, _ = batch.pixels.shape
+        grids = torch.tensor([[1, height // 16, width // 16]]).expand(count, -1)
+        picture = [self.model.config.image_token_id] * ((height // GRID) * (width // GRID))
+        prompt = self.encode(batch.texts[0])
+        for text in batch.texts[1:]:
+            prompt += picture + self.encode(text)
+        start = len(prompt)
         answers = [self.encode(text) + [self.end] for text in batch.answers]
         ids = torch.full((rows, start + max(map(len, answers))), self.end)
-        ids[:, :start] = torch.tensor(before + [self.model.config.image_token_id] * slots + after)
+        ids[:, :start] = torch.tensor(prompt)
         targets = torch.full_like(ids, -100)
         for index, answer in enumerate(answers):
             ids[index, start : start + len(answer)] = torch.tensor(answer)
             targets[index, start : start + len(answer)] = torch.tensor(answer)
-        kinds = torch.zeros(1, ids.shape[1], dtype=torch.int)
-        kinds[:, len(before) : len(before) + slots] = 1
-        positions, _ = self.model.model.get_rope_index(ids[:1], kinds, grid.cpu())
-        logits = self.forward_answers(
-            ids.to(self.device), start, positions.expand(-1, rows, -1), patches_of(batch.pixels), grid, len(before)
-        )
+        slots = ids == picture[0]
+        positions, _ = self.model.model.get_rope_index(ids[:1], slots[:1].int(), grids)
+        patches = patches_of(batch.pixels)
+        logits = self.forward_answers(ids, start, positions.expand(-1, rows, -1), patches, grids.repeat(rows, 1), slots)
         wanted = targets[:, start:].to(self.device)
         with torch.no_grad():
             counted = (wanted != -100) & (wanted != self.end)
@@ -179,22 +179,19 @@ class Trainer:
         start: int,
         positions: torch.Tensor,
         patches: torch.Tensor,
-        grid: torch.Tensor,
-        slot: int,
+        grids: torch.Tensor,
+        slots: torch.Tensor,
     ) -> torch.Tensor:
         """Logits [rows, answer length, vocabulary] that predict each answer token from those before it."""
         inner, rows = self.model.model, len(ids)
-        seen = inner.visual(patches.to(self.device), grid_thw=grid.expand(rows, -1))
-        width = seen.pooler_output.shape[0] // rows
-        embeds = inner.get_input_embeddings()(ids)
-        picture = seen.pooler_output.view(rows, width, -1).to(embeds.dtype)
-        embeds = torch.cat([embeds[:, :slot], picture, embeds[:, slot + width :]], dim=1)
-        where = torch.zeros(ids.shape, dtype=torch.bool, device=self.device)
-        where[:, slot : slot + width] = True
+        seen = inner.visual(patches.to(self.device), grid_thw=grids.to(self.device))
+        embeds = inner.get_input_embeddings()(ids.to(self.device))
+        pictures = seen.pooler_output.view(rows, -1, embeds.shape[-1]).to(embeds.dtype)
+        places = slots[0].nonzero().squeeze(1).to(self.device)
         hidden = inner.language_model(
-            inputs_embeds=embeds,
+            inputs_embeds=embeds.index_copy(1, places, pictures),
             position_ids=positions.to(self.device),
-            visual_pos_masks=where,
+            visual_pos_masks=slots.to(self.device),
             deepstack_visual_embeds=seen.deepstack_features,
             use_cache=False,
         ).last_hidden_state
