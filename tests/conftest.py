@@ -16,7 +16,7 @@ import pytest
 
 from tests.serving import ROOT, Served, serving
 
-hypothesis.settings.register_profile("shared")  # a busy machine is no fault of the code
+hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("shared")
 
 

@@ -180,7 +180,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 
 def test_hardly_a_reference_is_a_near_tie(bench: Bench) -> None:
     total = sum(map(len, bench.expected))
-    assert len({tuple(tokens) for tokens in bench.expected}) >= KINDS - 2
+    assert len({tuple(tokens) for tokens in bench.expected}) >= 2 * KINDS // 3
     assert sum(bench.sure) >= 0.99 * total
 
 
