@@ -28,7 +28,7 @@ from qwen3vl_compat.media.render import Medium, Renderer, Rendering
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.messages import Media, Video
 from tests.media.crafted import drawing
-from tests.media.films import film, pdf_of, steady
+from tests.media.films import film, long_film, pdf_of, steady
 
 SPEC = VisionSpec(min_pixels=65_536, max_pixels=16_777_216, video=VideoSpec(min_pixels=4096, max_pixels=25_165_824))
 KV_BYTES = 36 * 2 * 8 * 128 * 2
@@ -111,6 +111,11 @@ def cpu_seconds() -> float:
     return own.user + own.system + own.children_user + own.children_system + sum(t.user + t.system for t in living)
 
 
+def _minutes(count: int, width: int, height: int) -> list[Image.Image]:
+    """A scene for each."""
+    return [drawing(width // 8, height // 8, seed=number).resize((width, height)) for number in range(count)]
+
+
 async def longer(repeats: int) -> list[dict[str, object]]:
     """Documents and videos."""
     sandbox = Sandbox(SandboxLimits(children=1, jobs=10**6))
@@ -125,6 +130,9 @@ async def longer(repeats: int) -> list[dict[str, object]]:
         "WebM (VP9), 720p, 10 s": (
             "webm", film(steady([scenes[number // 25 % 5] for number in range(250)], 25), gop=50, container="webm",
                          codec="libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})),
+        "MP4, 720p, 2 hours, a key frame every 2 s": ("mp4", long_film(_minutes(120, 1280, 720), 60)),
+        "MP4, 720p, 2 hours, a key frame every 10 s": ("mp4", long_film(_minutes(120, 1280, 720), 60, gop=250)),
+        "MP4, 1080p, 10 min, a key frame every 10 s": ("mp4", long_film(_minutes(10, 1920, 1080), 60, gop=250)),
     }  # fmt: skip
     rows: list[dict[str, object]] = []
     for name, (kind, data) in media.items():

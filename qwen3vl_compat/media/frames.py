@@ -27,14 +27,14 @@ CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
 MOST_STREAMS = 32
 MOST_PACKETS = 2_000_000
 """Of a video's stream; 9 hours at 60 frames a second."""
-PART_PIXELS = 2_000_000_000
-"""What one job decodes, about 4 s of H.264 on one core; more only for a single frame far behind its key frame."""
-FRAME_PIXELS = 3 * PART_PIXELS
-"""What a job may decode where a new one would have to begin far back, at the same key frame."""
+PART_PIXELS = 1_000_000_000
+"""What one job decodes, about 3 s of H.264 on one core."""
+FRAME_PIXELS = 7 * PART_PIXELS // 2
+"""What a job may decode where a new one would have to begin far back, at the same key frame; about 11 s."""
+ALL_PIXELS = 20 * PART_PIXELS
+"""What all jobs of a video decode, about a minute; of a video that would cost more, only key frames are shown."""
 FEWEST = 16
 """One of so many frames wanted must be shown at least, where key frames alone can be."""
-ALL_PIXELS = 20 * PART_PIXELS
-"""What all jobs of a video decode, about 80 s; of a video that would cost more, only key frames are shown."""
 _FORMATS = {"mp4": "mp4", "webm": "matroska"}
 _TURNS = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
 
