@@ -10,9 +10,9 @@ from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines.local.answer import Answer, End, repeats
 from qwen3vl_compat.engines.local.dialect import Dialect, Tags
 from qwen3vl_compat.engines.local.grammar import answer_grammar
-from qwen3vl_compat.engines.local.grammars import Ready
 from qwen3vl_compat.engines.local.guide import Rules
 from qwen3vl_compat.engines.local.matching import Matching
+from qwen3vl_compat.engines.local.ready import Ready
 from qwen3vl_compat.engines.local.sampling import Chooser, Drawn, Seen
 from qwen3vl_compat.events import Completion
 from qwen3vl_compat.messages import OutputFormat, Request, Sampling
@@ -30,11 +30,11 @@ def bound_to(form: OutputFormat) -> Ready:
         Request(id="r", created=0, model="m", messages=(), format=form), Tags.of(VOCABULARY)
     )  # fmt: skip
     assert grammar is not None
-    return Ready(MATCHING.compile(grammar.text), 4)
+    return Ready(MATCHING, grammar.text, 4)
 
 
 def answer(*, thinking: bool = False, **rules: Any) -> Answer:
-    given = {"eos": frozenset({EOS}), "ends": frozenset({EOS}), "limit": 100, "matching": MATCHING,
+    given = {"eos": frozenset({EOS}), "ends": frozenset({EOS}), "limit": 100,
              "farewell": FAREWELL, "gap": tuple(VOCABULARY.encode("\n\n"))} | rules  # fmt: skip
     dialect = Dialect(VOCABULARY, 0, thinking=thinking)
     return Answer(Chooser(), dialect, Rules(**given), VOCABULARY, seen=Seen(()))

@@ -169,7 +169,6 @@ class LocalEngine:
         answer = call = None
         if request.tools or request.format.kind != "text":
             answer, call = await asyncio.to_thread(grammars_of, request, self._tags)
-        bound = answer is not None or call is not None
         thought = self._tags.end_think
         return Rules(
             eos=own.end_ids,
@@ -180,7 +179,6 @@ class LocalEngine:
             call=await self._grammars.prepare(call) if call is not None else None,
             close_early=self._settings.close_early,
             parallel=request.tool_choice.parallel,
-            matching=await asyncio.to_thread(lambda: self._grammars.matching) if bound else None,
             budget=request.thinking.budget,
             farewell=(*own.vocabulary.encode(FAREWELL), thought) if thought is not None else (),
             gap=tuple(own.vocabulary.encode("\n\n")),

@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-from llguidance import LLMatcher
 from msgspec import Struct
 
 from qwen3vl_compat.engines.local.grammar import Grammar
 from qwen3vl_compat.engines.local.matching import Matching, TooComplex
+from qwen3vl_compat.engines.local.ready import Ready
 from qwen3vl_compat.errors import InvalidRequest, Overloaded
 from qwen3vl_compat.tokens import Vocabulary
 
@@ -39,15 +39,10 @@ MEMORY = 2 * 2**30
 CHILD = f"import os; os.nice(5); from {__name__} import main; main()"
 """Its program: on a full machine it has a quarter of a core, from its beginning."""
 KEPT, KEPT_CHARACTERS = 64, 2_000_000
-"""Compiled grammars that are kept, and characters of their texts."""
+"""Grammars that are kept, and characters of their texts."""
+COMPILED = 16
+"""Of those, how many stay compiled; each takes up to 60 MB, and a few milliseconds to compile again."""
 SLACK = 1.25
-
-
-class Ready(Struct, frozen=True):
-    """A compiled grammar; `reserve` is about how many tokens a text of it needs to be brought to its end."""
-
-    matcher: LLMatcher
-    reserve: int
 
 
 class _Verdict(Struct):
@@ -79,6 +74,10 @@ class Grammars:
         self._kept.move_to_end(grammar.text)
         while len(self._kept) > KEPT or (len(self._kept) > 1 and sum(map(len, self._kept)) > KEPT_CHARACTERS):
             self._kept.popitem(last=False)
+        for older in list(self._kept.values())[:-COMPILED]:
+            older.forget()
+        if not ready.compiled:
+            await asyncio.to_thread(ready.first)
         return ready
 
     async def _make(self, grammar: Grammar) -> Ready:
@@ -97,15 +96,11 @@ class Grammars:
                         param=grammar.param or None,
                         code="invalid_schema",
                     )
-                ready = self._kept[grammar.text] = await asyncio.to_thread(self._compile, grammar, verdict.shortest)
+                matching = await asyncio.to_thread(lambda: self.matching)
+                ready = self._kept[grammar.text] = Ready(matching, grammar.text, int(verdict.shortest * SLACK) + 8)
             return ready
         finally:
             self._turn.release()
-
-    def _compile(self, grammar: Grammar, shortest: int) -> Ready:
-        matcher = self.matching.compile(grammar.text)
-        self.matching.mask(matcher.deep_copy())  # the first takes longest, and what it learns serves all copies
-        return Ready(matcher, int(shortest * SLACK) + 8)
 
     async def _check(self, grammar: Grammar) -> _Verdict:
         child = self._child

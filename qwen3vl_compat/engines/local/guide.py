@@ -3,12 +3,11 @@
 import time
 from collections.abc import Callable
 
-from llguidance import LLMatcher
 from msgspec import Struct
 
 from qwen3vl_compat.engines.local.dialect import Dialect
-from qwen3vl_compat.engines.local.grammars import Ready
-from qwen3vl_compat.engines.local.matching import Bits, Matching
+from qwen3vl_compat.engines.local.matching import Bits
+from qwen3vl_compat.engines.local.ready import Course, Ready
 from qwen3vl_compat.errors import InvalidRequest
 
 SLOWEST = 1.0
@@ -32,8 +31,6 @@ class Rules(Struct, frozen=True, kw_only=True):
     close_early: bool = True
     """Bring a grammar to its end before the limit is reached."""
     parallel: bool = True
-    matching: Matching | None = None
-    """Needed with a grammar."""
     budget: int | None = None
     """Tokens of thoughts."""
     farewell: tuple[int, ...] = ()
@@ -56,20 +53,20 @@ FREE = Next()
 class Allowed:
     """What a grammar allows in one place, looked up only as far as it is asked for. `narrowed` picks among it."""
 
-    def __init__(self, matching: Matching, matcher: LLMatcher, narrowed: Callable[[Bits], Bits] | None) -> None:
-        self._matching, self._matcher, self._narrowed = matching, matcher, narrowed
+    def __init__(self, course: Course, narrowed: Callable[[Bits], Bits] | None) -> None:
+        self._course, self._narrowed = course, narrowed
 
     def permits(self, token: int) -> bool:
         """Whether this token may come."""
         if self._narrowed is None:
-            return self._matching.permits(self._matcher, token)
+            return self._course.permits(token)
         return bool(self.bits()[token // 32] >> (token % 32) & 1) if token < 32 * len(self.bits()) else False
 
     def bits(self) -> Bits:
         """All that may come; raises InvalidRequest."""
         began = time.monotonic()
-        bits = self._matching.mask(self._matcher)
-        if self._matcher.is_error() or time.monotonic() - began > SLOWEST:
+        bits = self._course.bits()
+        if self._course.failed or time.monotonic() - began > SLOWEST:
             raise InvalidRequest("The schema or regex turned out to be too complex.", code="invalid_schema")
         return bits if self._narrowed is None else self._narrowed(bits)
 
@@ -82,9 +79,7 @@ class Guide:
         self._phase = dialect.phase
         self._queue: list[int] = []
         """Settled tokens, the first last."""
-        self._matcher: LLMatcher | None = None
-        if rules.answer is not None:
-            self._matcher = rules.answer.matcher.deep_copy()
+        self._course = Course(rules.answer) if rules.answer is not None else None
         self._early = tuple(sorted(rules.ends))
         self._parting = self._hurried = False
         self.cut = False
@@ -95,7 +90,7 @@ class Guide:
     @property
     def bound(self) -> bool:
         """Whether a grammar holds now."""
-        return self._matcher is not None and self._dialect.phase != "thought"
+        return self._course is not None and self._dialect.phase != "thought"
 
     def ends(self, token: int) -> bool:
         """Whether this token ends the answer; where a grammar holds, it has allowed that."""
@@ -119,8 +114,8 @@ class Guide:
             return self._free(made)
         if self._queue:
             return Next(forced=self._queue[-1])
-        if self._matcher is not None:
-            return Next(allowed=self._allowed(self._matcher, made))
+        if self._course is not None:
+            return Next(allowed=self._allowed(self._course, made))
         return self._free(made)
 
     def _free(self, made: int) -> Next:
@@ -133,34 +128,26 @@ class Guide:
         behind = len(rules.farewell) + len(rules.gap)
         return rules.answer is not None and made + behind + rules.answer.reserve >= rules.limit
 
-    def _allowed(self, matcher: LLMatcher, made: int) -> Allowed:
-        rules = self._rules
-        assert rules.matching is not None
-        early, late = made < rules.min_tokens, self._late(made)
+    def _allowed(self, course: Course, made: int) -> Allowed:
+        matching = course.matching
+        early, late = made < self._rules.min_tokens, self._late(made)
         if not (early or late or self._hurried):
-            return Allowed(rules.matching, matcher, None)
+            return Allowed(course, None)
 
         def narrowed(bits: Bits) -> Bits:
-            assert rules.matching is not None
-            bits = self._without_ends(bits) if early else bits
+            bits = _without(bits, matching.ends) if early else bits
             if not (late or self._hurried):
                 return bits
-            closing = rules.matching.closing(bits)
+            closing = matching.closing(bits)
             self.cut = self.cut or (late and not self._hurried and not bool((closing == bits).all()))
             return closing
 
-        return Allowed(rules.matching, matcher, narrowed)
+        return Allowed(course, narrowed)
 
     def _late(self, made: int) -> bool:
         """Whether hardly more tokens are left than the way to the end of the grammar takes."""
         ready = self._rules.answer or self._rules.call
         return self._rules.close_early and ready is not None and made + ready.reserve >= self._rules.limit
-
-    def _without_ends(self, bits: Bits) -> Bits:
-        """A grammar that is complete may end whatever min_tokens says: nothing else would be left."""
-        assert self._rules.matching is not None
-        more = bits & ~self._rules.matching.ends
-        return more if more.any() else bits
 
     def take(self, token: int) -> None:
         """Follow a token that the dialect has taken, and that did not end the answer."""
@@ -172,11 +159,17 @@ class Guide:
             if before == "thought" and phase == "text" and rules.answer is not None:
                 self._queue = list(reversed(rules.gap))
             return
-        if self._matcher is not None:
-            self._matcher.consume_token(token)
-            if self._matcher.is_stopped():
-                self._matcher, self.finished = None, rules.answer is not None
+        if self._course is not None:
+            self._course.take(token)
+            if self._course.ended:
+                self._course, self.finished = None, rules.answer is not None
         elif phase == "call" and rules.call is not None:
-            self._matcher = rules.call.matcher.deep_copy()
+            self._course = Course(rules.call)
         if before == "call" and phase == "text" and not rules.parallel:
             self.finished = True
+
+
+def _without(bits: Bits, ends: Bits) -> Bits:
+    """A grammar that is complete may end whatever min_tokens says: nothing else would be left."""
+    more = bits & ~ends
+    return more if more.any() else bits

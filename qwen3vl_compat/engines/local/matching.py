@@ -18,8 +18,10 @@ SLOW = 0.004
 TRIED, STRAYED = 0.1, 0.02
 """Seconds of computing for the shortest way through a grammar, and for each of three by chance."""
 LONGEST_WALK = 4_096
+FULL = "too many states"
+"""How llguidance says that a lexer, which all copies of a matcher share and teach, has no room for more."""
 LIMITS = LLParserLimits(
-    initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=50_000,
+    initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000, max_lexer_states=120_000,
     max_grammar_size=200_000, verbose_errors=False,
 )  # fmt: skip
 
@@ -85,6 +87,10 @@ class Matching:
         bits = np.zeros(self._words, dtype=np.uint32)
         matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
         return bits if not matcher.is_error() else np.zeros_like(bits)
+
+    def full(self, matcher: LLMatcher) -> bool:
+        """Whether the matcher has failed because its lexer has learnt all it can."""
+        return matcher.is_error() and FULL in matcher.get_error()
 
     def permits(self, matcher: LLMatcher, token: int) -> bool:
         """Whether this token may come next; far sooner known than all that may."""
