@@ -25,12 +25,12 @@ MATCHING = Matching(VOCABULARY, [EOS])
 FAREWELL = (*VOCABULARY.encode("enough\n"), VOCABULARY.added["</think>"])
 
 
-def bound_to(form: OutputFormat) -> Ready:
+def bound_to(form: OutputFormat, reserve: int | None = 4) -> Ready:
     grammar = answer_grammar(
         Request(id="r", created=0, model="m", messages=(), format=form), Tags.of(VOCABULARY)
     )  # fmt: skip
     assert grammar is not None
-    return Ready(MATCHING, grammar.text, 4)
+    return Ready(MATCHING, grammar.text, reserve)
 
 
 def answer(*, thinking: bool = False, **rules: Any) -> Answer:
@@ -85,6 +85,22 @@ def test_a_thought_is_closed_at_its_budget_and_the_grammar_follows() -> None:
     row = each.row(0, len(tokens))
     assert (row.forced, row.allowed is None) == (None, False)
     assert each.dialect.thought == 3 + len(FAREWELL)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_where_the_way_to_the_end_is_not_known_only_a_quarter_is_kept_for_it(thinking: bool) -> None:
+    unknown = bound_to(OutputFormat(kind="json_object"), reserve=None)
+    each = answer(answer=unknown, thinking=thinking, limit=400)
+    if thinking:
+        behind = len(FAREWELL) + len(VOCABULARY.encode("\n\n"))
+        assert [each.row(0, 300 - behind - early).forced for early in (1, 0)] == [None, FAREWELL[0]]
+    else:
+        say(each, VOCABULARY.encode("{"))
+        before, after = (each.row(0, made).allowed for made in (299, 300))
+        assert before is not None
+        assert after is not None
+        assert after.bits().tolist() == MATCHING.closing(before.bits()).tolist()
+        assert after.bits().tolist() != before.bits().tolist()
 
 
 def test_letters_that_spell_the_closing_tag_do_not_start_the_grammar() -> None:

@@ -107,6 +107,21 @@ def test_a_course_begun_long_ago_goes_on(monkeypatch: pytest.MonkeyPatch) -> Non
     assert old.ended
 
 
+def test_forty_strings_get_their_letters(qwen: Vocabulary, qwen_matching: Matching) -> None:
+    names = [f"{name}_{number}" for number in range(8) for name in ("invoice", "supplier", "customer", "total", "date")]
+    shortest = qwen_matching.walk(qwen_matching.compile(text_of(strings(*names), qwen)))
+    empty = json.dumps(dict.fromkeys(names, ""))
+    assert shortest is not None
+    assert shortest <= 2 * len(qwen.encode(empty))
+
+
+def test_a_text_without_end_has_no_shortest_way() -> None:
+    vocabulary = Vocabulary.load(MODEL)
+    made = Matching(vocabulary, [vocabulary.added["<|im_end|>"]])
+    form = OutputFormat(kind="regex", value="x{8000}", param="regex")
+    assert made.walk(made.compile(text_of(form, vocabulary))) is None
+
+
 async def test_only_some_grammars_stay_compiled() -> None:
     vocabulary = Vocabulary.load(MODEL)
     kept = Grammars(MODEL, vocabulary, [vocabulary.added["<|im_end|>"]])

@@ -47,7 +47,7 @@ SLACK = 1.25
 
 class _Verdict(Struct):
     fault: str = ""
-    shortest: int = 0
+    shortest: int | None = None
 
 
 class Grammars:
@@ -97,7 +97,8 @@ class Grammars:
                         code="invalid_schema",
                     )
                 matching = await asyncio.to_thread(lambda: self.matching)
-                ready = self._kept[grammar.text] = Ready(matching, grammar.text, int(verdict.shortest * SLACK) + 8)
+                reserve = None if verdict.shortest is None else int(verdict.shortest * SLACK) + 8
+                ready = self._kept[grammar.text] = Ready(matching, grammar.text, reserve)
             return ready
         finally:
             self._turn.release()

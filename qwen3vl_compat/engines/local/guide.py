@@ -126,7 +126,11 @@ class Guide:
         if rules.budget is not None and self._dialect.thought >= rules.budget:
             return True
         behind = len(rules.farewell) + len(rules.gap)
-        return rules.answer is not None and made + behind + rules.answer.reserve >= rules.limit
+        return rules.answer is not None and made + behind + self._reserve(rules.answer) >= rules.limit
+
+    def _reserve(self, ready: Ready) -> int:
+        """Tokens that are kept for the end of the grammar; where nobody knows how many it takes, a quarter of all."""
+        return self._rules.limit // 4 if ready.reserve is None else ready.reserve
 
     def _allowed(self, course: Course, made: int) -> Allowed:
         matching = course.matching
@@ -147,7 +151,7 @@ class Guide:
     def _late(self, made: int) -> bool:
         """Whether hardly more tokens are left than the way to the end of the grammar takes."""
         ready = self._rules.answer or self._rules.call
-        return self._rules.close_early and ready is not None and made + ready.reserve >= self._rules.limit
+        return self._rules.close_early and ready is not None and made + self._reserve(ready) >= self._rules.limit
 
     def take(self, token: int) -> None:
         """Follow a token that the dialect has taken, and that did not end the answer."""

@@ -18,6 +18,7 @@ SLOW = 0.004
 TRIED, STRAYED = 0.1, 0.02
 """Seconds of computing for the shortest way through a grammar, and for each of three by chance."""
 LONGEST_WALK = 4_096
+"""Tokens after which no end is looked for any more."""
 FULL = "too many states"
 """How llguidance says that a lexer, which all copies of a matcher share and teach, has no room for more."""
 LIMITS = LLParserLimits(
@@ -104,15 +105,18 @@ class Matching:
                 return left
         return bits
 
-    def walk(self, matcher: LLMatcher) -> int:
-        """Try a grammar out; returns how many tokens its shortest text has, about. Raises TooComplex."""
+    def walk(self, matcher: LLMatcher) -> int | None:
+        """Try a grammar out; returns how many tokens its shortest text has, about, None if no end was found in time.
+
+        Raises TooComplex.
+        """
         shortest = self._try(matcher.deep_copy(), None, TRIED)
         for seed in range(3):
             self._try(matcher.deep_copy(), np.random.default_rng(seed), STRAYED)
         return shortest
 
-    def _try(self, matcher: LLMatcher, rng: np.random.Generator | None, seconds: float) -> int:
-        """Take the shortest way, or one by chance, for so long; returns its tokens, LONGEST_WALK if it has no end."""
+    def _try(self, matcher: LLMatcher, rng: np.random.Generator | None, seconds: float) -> int | None:
+        """Take the shortest way, or one by chance, for so long; returns its tokens."""
         self.mask(matcher)  # the first takes longest, once
         began = time.thread_time()
         for made in range(LONGEST_WALK):
@@ -123,15 +127,25 @@ class Matching:
             if spent > SLOW * (made + 5):
                 raise TooComplex("it is too complex")
             if spent > seconds:
-                return LONGEST_WALK
-            allowed = bits if rng else self.closing(bits)
-            tokens = np.flatnonzero(np.unpackbits(allowed.view(np.uint8), bitorder="little"))
-            if not len(tokens):
+                return None
+            token = _any(bits, rng) if rng else _lowest(self.closing(bits))
+            if token is None:
                 raise TooComplex("no text can satisfy it")
-            token = int(rng.choice(tokens) if rng else tokens[0])
             if not matcher.consume_token(token) or matcher.is_stopped():
                 return made + 1
-        return LONGEST_WALK
+        return None
+
+
+def _lowest(bits: Bits) -> int | None:
+    """The first token; unpacking all bits would take five times as long as computing them did."""
+    place = int((bits != 0).argmax())
+    word = int(bits[place])
+    return place * 32 + (word & -word).bit_length() - 1 if word else None
+
+
+def _any(bits: Bits, rng: np.random.Generator) -> int | None:
+    tokens = np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little"))
+    return int(rng.choice(tokens)) if len(tokens) else None
 
 
 def _sentence(text: str) -> str:

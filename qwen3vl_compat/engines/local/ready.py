@@ -10,9 +10,12 @@ from qwen3vl_compat.engines.local.matching import Bits, Matching
 
 
 class Ready:
-    """A grammar that is known to be harmless. `reserve` is about how many tokens bring a text of it to its end."""
+    """A grammar that is known to be harmless.
 
-    def __init__(self, matching: Matching, text: str, reserve: int) -> None:
+    `reserve` is about how many tokens bring a text of it to its end, None where that is not known.
+    """
+
+    def __init__(self, matching: Matching, text: str, reserve: int | None) -> None:
         self.matching, self.reserve = matching, reserve
         self._text = text
         self._first: LLMatcher | None = None
