@@ -170,13 +170,14 @@ def bounded(schema: Any) -> Any:
     for name in _NAMED:
         if isinstance(made.get(name), dict):
             made[name] = {key: bounded(each) for key, each in made[name].items()}
-    kinds = made.get("type", ())
-    kinds = (kinds,) if isinstance(kinds, str) else kinds
+    given = made.get("type")
+    several: list[Any] = given if isinstance(given, list) else [given]
+    kinds = {kind for kind in several if isinstance(kind, str)}  # llguidance refuses what is none
     if "string" in kinds and not made.keys() & {"maxLength", "pattern", "format", "enum", "const"}:
         made["maxLength"] = max(LONGEST_STRING, _number(made.get("minLength")))
     if "array" in kinds and not made.keys() & {"maxItems", "enum", "const"}:
         made["maxItems"] = max(MOST_ITEMS, _number(made.get("minItems")))
-    if not made.keys() & {"enum", "const", "multipleOf"} and {"number", "integer"} & set(kinds):
+    if not made.keys() & {"enum", "const", "multipleOf"} and {"number", "integer"} & kinds:
         _bound_numbers(made, LARGEST_INTEGER if "number" not in kinds else LARGEST_NUMBER)
     return made
 
