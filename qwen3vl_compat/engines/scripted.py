@@ -171,7 +171,7 @@ def _callable(request: Request) -> list[Tool]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -1,6 +1,5 @@
 """Google's native API: `models/{model}:generateContent`, `:streamGenerateContent`, `:countTokens`, and its errors."""
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -112,10 +111,15 @@ def _whole(request: Request, choice: Choice) -> list[Json]:
 
 
 def _called(call: ToolCall) -> list[Json]:
-    """The call as a part; nothing for one that was cut off inside its arguments."""
+    """The call as a part; nothing for one that was cut off inside its arguments, or whose arguments are no object.
+
+    They are sent as they came: to build them only to write them again takes a level of recursion for each of theirs.
+    """
     try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
+        arguments = msgspec.json.decode(call.arguments, type=msgspec.Raw)
+    except (msgspec.DecodeError, RecursionError):
+        return []
+    if not call.arguments.lstrip().startswith("{"):
         return []
     return [{"functionCall": {"id": call.id, "name": call.name, "args": arguments}}]
 

@@ -158,7 +158,7 @@ def _encode_response(part: Part) -> Any:
     text = part.text if isinstance(part, Text) else ""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = text
     return value if isinstance(value, dict) else {"output": text}  # pyright: ignore[reportUnknownVariableType]
 

@@ -303,12 +303,27 @@ async def test_google_sends_a_call_whole() -> None:
     assert body["candidates"][0]["logprobsResult"]["chosenCandidates"][0]["tokenId"] == 65
 
 
-async def test_a_call_that_was_cut_is_no_call_to_google() -> None:
+@pytest.mark.parametrize("arguments", ['{"x": ', '{"x": ' + "[" * 5000 + "]" * 5000 + "}", "5", '"{}"', "{} {}"])
+async def test_a_call_that_was_cut_is_no_call_to_google(arguments: str) -> None:
+    """Nor is one nested deeper than can be read, or without an object of arguments."""
     end = Finish(0, "length", Usage(prompt_text=1, completion=1))
-    events = [Started(end.usage), ToolCallDelta(0, 0, "c", "f", '{"x": ', 1), end]
+    events = [Started(end.usage), ToolCallDelta(0, 0, "c", "f", arguments, 1), end]
+    sent = [chunk async for chunk in generate_content.encode_stream(request_for(1), played(events))]
+    assert all(b"functionCall" not in chunk for chunk in sent)
     body = await whole_body(generate_content, events)
     assert body["candidates"][0]["content"]["parts"] == [{"text": ""}]
     assert body["candidates"][0]["finishReason"] == "MAX_TOKENS"
+
+
+async def test_what_can_be_read_of_a_call_can_be_sent() -> None:
+    """Also where there is hardly room for the levels of the answer around it."""
+    for depth in (1, 60, *range(860, 1000)):
+        end = Finish(0, "stop", Usage(prompt_text=1, completion=1))
+        arguments = '{"x": ' + "[" * depth + "]" * depth + "}"
+        completion = await fold(played([Started(end.usage), ToolCallDelta(0, 0, "c", "f", arguments, 1), end]))
+        sent = generate_content.encode_completion(request_for(1), completion)
+        assert sent.startswith(b'{"candidates":')
+        assert arguments.encode() in sent or depth > 60
 
 
 async def test_thoughts_that_nobody_asked_for_stay_out() -> None:

@@ -21,7 +21,7 @@ from qwen3vl_compat.engines.local.runner import Runner, pixel_table
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.events import fold
 from qwen3vl_compat.media.image import decode_image
-from qwen3vl_compat.messages import Message, Picture, Request, Sampling, Text
+from qwen3vl_compat.messages import Message, Picture, Request, Sampling, Text, ToolCall
 from qwen3vl_compat.settings import ModelSettings, load_settings
 from tests.media.crafted import encoded
 from tests.serving import UNCOMPILED
@@ -97,6 +97,15 @@ def test_typed_control_words_stay_letters(checkpoint: Any) -> None:
             ids = PromptBuilder(checkpoint).build(request_of(Message("user", parts))).ids.tolist()
             own = [token for token in plain.ids.tolist() if token in checkpoint.vocabulary.added.values()]
             assert [token for token in ids if token in checkpoint.vocabulary.added.values()] == own
+
+
+@pytest.mark.parametrize("arguments", ["[" * 3000, "[" * 3000 + "]" * 3000, "[" * 960 + "]" * 960, "{"])
+def test_arguments_that_cannot_be_read_go_on_as_they_came(checkpoint: Any, arguments: str) -> None:
+    call = ToolCall("c", "f", arguments)
+    messages = (Message("user", (Text("x"),)), Message("assistant", (call,)), Message("user", (Text("y"),)))
+    prompt = PromptBuilder(checkpoint).build(request_of(*messages))
+    words = b"".join(map(checkpoint.vocabulary.bytes_of, prompt.ids.tolist()))
+    assert arguments.encode() in words
 
 
 def test_pixels_are_the_processors(checkpoint: Any, runner: Runner) -> None:

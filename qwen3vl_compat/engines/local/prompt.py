@@ -163,10 +163,10 @@ class PromptBuilder:
                 raise AssertionError("an unchecked medium reached the engine")
 
     def _call(self, call: ToolCall, mark: str) -> dict[str, str]:
-        """The arguments as the model itself would write them, if they are JSON at all."""
+        """The arguments as the model itself would write them, if they are JSON at all, and not nested too deep."""
         try:
             arguments = json.dumps(json.loads(call.arguments), ensure_ascii=False)
-        except ValueError:
+        except (ValueError, RecursionError):
             arguments = call.arguments
         return {"name": self._shield(call.name, mark), "arguments": self._shield(arguments, mark)}
 
