@@ -35,7 +35,7 @@ def reference(
     if allowed is not None:
         values[[token for token in range(len(values)) if token not in allowed]] = -np.inf
     values /= chooser.temperature
-    if chooser.top_k:
+    if 0 < chooser.top_k < len(values):
         values[values < np.sort(values)[-chooser.top_k]] = -np.inf
     shares = np.exp(values - values.max())
     shares /= shares.sum()
@@ -71,6 +71,10 @@ CASES: dict[str, dict[str, Any]] = {
     "temperature high": {"temperature": 1.9},
     "top_k": {"top_k": 7},
     "top_k over candidates": {"top_k": 200, "temperature": 2.0},
+    "top_k of nearly all": {"top_k": SIZE - 1},
+    "top_k of all": {"top_k": SIZE},
+    "top_k of the padded logits": {"top_k": 1152, "top_p": 0.9},
+    "top_k over all": {"top_k": 10_000_000, "temperature": 1.5},
     "top_p": {"top_p": 0.8},
     "top_p over candidates": {"top_p": 0.99, "temperature": 2.0},
     "top_k and top_p": {"top_k": 30, "top_p": 0.7},

@@ -259,11 +259,12 @@ def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
     heat = each([row.chooser.temperature for row in rows]).float()
     peaks = _chunks(logits).amax(-1)
     top = peaks.amax(-1, keepdim=True).float()
-    tops = each([row.chooser.top_k or size for row in rows])
+    bounds = [row.chooser.top_k if row.chooser.top_k < size else 0 for row in rows]
+    tops = each([bound or size for bound in bounds])
     share, least = each([row.chooser.top_p for row in rows]), each([row.chooser.min_p for row in rows])
     chance = uniform([row.chooser.seed for row in rows], [row.chooser.choice for row in rows],
                      [row.position for row in rows]).to(device)[:, None]  # fmt: skip
-    summed = [place for place, row in enumerate(rows) if not row.chooser.top_k]
+    summed = [place for place, bound in enumerate(bounds) if not bound]
     total = torch.ones(len(rows), 1, dtype=torch.float64, device=device)
     tokens = torch.zeros(len(rows), dtype=torch.long, device=device)
     if summed:
@@ -273,7 +274,7 @@ def _sample(logits: torch.Tensor, rows: Items[Row]) -> torch.Tensor:
         if whole:
             at = [summed[place] for place in whole]
             tokens[at] = _from_all(_at(weights, whole), least[at], chance[at])
-    pending = [place for place, row in enumerate(rows) if row.chooser.top_k or row.chooser.top_p < 1]
+    pending = [place for place, row in enumerate(rows) if bounds[place] or row.chooser.top_p < 1]
     for count in (*CANDIDATES, size):
         if not pending:
             break
