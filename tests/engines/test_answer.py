@@ -103,6 +103,14 @@ def test_where_the_way_to_the_end_is_not_known_only_a_quarter_is_kept_for_it(thi
         assert after.bits().tolist() != before.bits().tolist()
 
 
+def test_the_budget_holds_whenever_a_thought_is_opened() -> None:
+    each, opened = answer(budget=3), VOCABULARY.added["<think>"]
+    assert say(each, [opened, *VOCABULARY.encode("xy")[:2], *FAREWELL, opened]) is None
+    assert each.row(0, 9).forced == FAREWELL[0]
+    assert say(each, [*FAREWELL, *VOCABULARY.encode("z"), opened]) is None
+    assert each.row(0, 9).forced == FAREWELL[0]
+
+
 def test_letters_that_spell_the_closing_tag_do_not_start_the_grammar() -> None:
     each = answer(answer=bound_to(OutputFormat(kind="choice", value='["ab"]')), thinking=True)
     say(each, VOCABULARY.encode("</think>"))

@@ -160,8 +160,10 @@ class Guide:
         if before == "thought" or self._queue:
             if self._queue:
                 self._queue.pop()
-            if before == "thought" and phase == "text" and rules.answer is not None:
-                self._queue = list(reversed(rules.gap))
+            if before == "thought" and phase == "text":
+                self._parting = False
+                if rules.answer is not None:
+                    self._queue = list(reversed(rules.gap))
             return
         if self._course is not None:
             self._course.take(token)
