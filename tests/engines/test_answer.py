@@ -22,6 +22,7 @@ from tests.engines.test_worker import ask, outcome, started
 VOCABULARY = Vocabulary.load(MODEL)
 EOS = VOCABULARY.added["<|im_end|>"]
 MATCHING = Matching(VOCABULARY, [EOS])
+FORM = OutputFormat(kind="json_object")
 FAREWELL = (*VOCABULARY.encode("enough\n"), VOCABULARY.added["</think>"])
 
 
@@ -101,6 +102,38 @@ def test_where_the_way_to_the_end_is_not_known_only_a_quarter_is_kept_for_it(thi
         assert after is not None
         assert after.bits().tolist() == MATCHING.closing(before.bits()).tolist()
         assert after.bits().tolist() != before.bits().tolist()
+
+
+def test_stop_tokens_are_looked_for_in_visible_text_only() -> None:
+    stop = VOCABULARY.encode("x")[0]
+    x, tags = frozenset({stop}), VOCABULARY.added
+    assert say(answer(stops=x), [stop]) == End("stop")
+    each = answer(stops=x, thinking=True)
+    assert say(each, [stop, tags["</think>"], *VOCABULARY.encode("a")]) is None
+    assert say(each, [stop]) == End("stop")
+    bound = answer(stops=x, thinking=True, answer=bound_to(OutputFormat(kind="regex", value="[wx]{3}!")))
+    assert stop not in bound.row(0, 0).banned
+    assert say(bound, [stop]) is None
+    gap = answer(stops=frozenset(VOCABULARY.encode("\n\n")), thinking=True, answer=bound_to(FORM))
+    assert say(gap, [tags["</think>"], *VOCABULARY.encode("\n\n")]) is None
+    calling = answer(stops=x)
+    calling.dialect._calls = "c"
+    assert say(calling, [tags["<tool_call>"], stop, tags["</tool_call>"]]) is None
+    assert calling.row(0, 9).banned == ()
+
+
+def test_stop_tokens_are_held_back_until_min_tokens() -> None:
+    stop = VOCABULARY.encode("x")[0]
+    x = frozenset({stop})
+    free = answer(stops=x, min_tokens=2)
+    assert sorted(free.row(0, 1).banned) == sorted({EOS, stop})
+    assert free.row(0, 2).banned == ()
+    some = answer(stops=x, min_tokens=2, answer=bound_to(OutputFormat(kind="regex", value="[wx]{9}")))
+    permitted = [(row := some.row(0, made)).allowed is not None and row.allowed.permits(stop) for made in (1, 2)]
+    assert permitted == [False, True]
+    only = answer(stops=x, min_tokens=8, answer=bound_to(OutputFormat(kind="regex", value="x{30}")))
+    assert say(only, [stop] * 8) is None
+    assert only.take(Drawn(stop), 9)[1] == End("stop")
 
 
 def test_the_budget_holds_whenever_a_thought_is_opened() -> None:

@@ -41,7 +41,7 @@ class Answer:
         token, guide = drawn.token, self.guide
         if token is None:
             return [], self._end("length", "no_token")
-        if guide.ends(token):
+        if guide.ends(token, made - 1):
             return [], self._end("stop")
         if guide.bound and drawn.likeliest in self._rules.eos:
             guide.hurry()

@@ -172,7 +172,8 @@ class LocalEngine:
         thought = self._tags.end_think
         return Rules(
             eos=own.end_ids,
-            ends=frozenset(asked.stop_tokens) | (frozenset() if asked.ignore_eos else own.end_ids),
+            ends=frozenset() if asked.ignore_eos else own.end_ids,
+            stops=frozenset(asked.stop_tokens),
             limit=limit,
             min_tokens=asked.min_tokens,
             answer=await self._grammars.prepare(answer) if answer is not None else None,

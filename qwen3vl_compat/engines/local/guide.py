@@ -20,7 +20,9 @@ class Rules(Struct, frozen=True, kw_only=True):
     eos: frozenset[int]
     """The checkpoint's end of an answer."""
     ends: frozenset[int]
-    """What ends this request's answers: the checkpoint's end, unless it is to be ignored, and the request's own."""
+    """What of it ends this request's answers: nothing where it is to be ignored."""
+    stops: frozenset[int] = frozenset()
+    """What ends them in visible text."""
     limit: int
     """Tokens an answer may have."""
     min_tokens: int = 0
@@ -80,7 +82,6 @@ class Guide:
         self._queue: list[int] = []
         """Settled tokens, the first last."""
         self._course = Course(rules.answer) if rules.answer is not None else None
-        self._early = tuple(sorted(rules.ends))
         self._parting = self._hurried = False
         self.cut = False
         """Whether the grammar had to be brought to its end because of the limit."""
@@ -92,9 +93,16 @@ class Guide:
         """Whether a grammar holds now."""
         return self._course is not None and self._dialect.phase != "thought"
 
-    def ends(self, token: int) -> bool:
-        """Whether this token ends the answer; where a grammar holds, it has allowed that."""
-        return token in self._rules.ends or (self.bound and token in self._rules.eos)
+    def ends(self, token: int, made: int) -> bool:
+        """Whether this token ends the answer behind `made` others; where a grammar holds, it has allowed that."""
+        rules = self._rules
+        if token in rules.ends or (self.bound and token in rules.eos):
+            return True
+        return token in self._stops and not self._queue and made >= rules.min_tokens
+
+    @property
+    def _stops(self) -> frozenset[int]:
+        return self._rules.stops if self._dialect.phase == "text" else frozenset()
 
     def hurry(self) -> None:
         """Take the shortest way to the end of the grammar: the model itself would end here."""
@@ -110,7 +118,7 @@ class Guide:
             if self._queue:
                 return Next(forced=self._queue[-1])
             if rules.answer is not None:
-                return Next(banned=tuple(rules.ends | rules.eos))
+                return Next(banned=tuple(rules.eos))
             return self._free(made)
         if self._queue:
             return Next(forced=self._queue[-1])
@@ -119,7 +127,7 @@ class Guide:
         return self._free(made)
 
     def _free(self, made: int) -> Next:
-        return Next(banned=self._early) if made < self._rules.min_tokens else FREE
+        return Next(banned=tuple(self._rules.ends | self._stops)) if made < self._rules.min_tokens else FREE
 
     def _thought_enough(self, made: int) -> bool:
         rules = self._rules
@@ -139,7 +147,8 @@ class Guide:
             return Allowed(course, None)
 
         def narrowed(bits: Bits) -> Bits:
-            bits = _without(bits, matching.ends) if early else bits
+            if early:
+                bits = _without(_without(bits, matching.ends), matching.bits_of(self._stops))
             if not (late or self._hurried):
                 return bits
             closing = matching.closing(bits)
@@ -176,6 +185,6 @@ class Guide:
 
 
 def _without(bits: Bits, ends: Bits) -> Bits:
-    """A grammar that is complete may end whatever min_tokens says: nothing else would be left."""
+    """Less these, unless nothing else is left: a grammar that is complete ends whatever min_tokens says."""
     more = bits & ~ends
     return more if more.any() else bits

@@ -62,18 +62,19 @@ class Matching:
         known = [(token, data) for token, data in enumerate(spelt) if short.fullmatch(data)]
 
         def spelling(pattern: bytes) -> Bits:
-            return self._bits(token for token, data in known if re.fullmatch(pattern, data))
+            return self.bits_of(token for token, data in known if re.fullmatch(pattern, data))
 
-        self.ends = self._bits(ends)
+        self.ends = self.bits_of(ends)
         self._letters, closers, quotes = spelling(rb"[a-z]"), spelling(rb"[\]}]+"), spelling(rb'"[\]}"]*')
         rest = (spelling(rb", ?"), spelling(rb"null|true|false|[0-9]{1,3}"))
         self._outside = (self.ends, closers, quotes, *rest)
         self._inside = (self.ends, quotes)
         """Where letters may come too, brackets are letters as well."""
 
-    def _bits(self, tokens: Iterable[int]) -> Bits:
+    def bits_of(self, tokens: Iterable[int]) -> Bits:
+        """These tokens; a padded vocabulary has some that no text is made of."""
         flags = np.zeros(self._words * 32, dtype=np.uint8)
-        flags[list(tokens)] = 1
+        flags[[token for token in tokens if token < len(flags)]] = 1
         return np.packbits(flags, bitorder="little").view(np.uint32)
 
     def compile(self, text: str) -> LLMatcher:
