@@ -78,6 +78,7 @@ POINT = {
         (OutputFormat(kind="regex", value="a\nb"), ["a\nb"], ["a b"]),
         (OutputFormat(kind="choice", value='["yes", "no \\"q\\" \\\\ ü", "a/b"]'),
          ["yes", 'no "q" \\ ü', "a/b"], ["ye", "maybe"]),
+        (OutputFormat(kind="choice", value='["a\x7fb"]'), ["a\x7fb"], ["ab"]),
     ],
 )  # fmt: skip
 def test_what_a_form_takes(form: OutputFormat, right: list[str], wrong: list[str]) -> None:
@@ -121,6 +122,19 @@ ONE = call("f", '{"x": 1, "y": 2}')
 def test_what_a_forced_call_takes(choice: ToolChoice, text: str, right: bool) -> None:
     grammar = answer_grammar(request_of(tools=(F, G), tool_choice=choice), TAGS)
     assert matches(grammar, tagged(text)) is right
+
+
+@pytest.mark.parametrize("kind", ["string", ["array", "null"], None, 5])
+def test_arguments_that_are_no_object_are_refused(kind: Any) -> None:
+    tool = Tool(name="f", parameters=json.dumps({"type": kind}), param="tools[0].function.parameters")
+    with pytest.raises(InvalidRequest, match=r"tools\[0\].function.parameters: .* must be object"):
+        call_grammar(request_of(tools=(tool,)), TAGS)
+
+
+def test_arguments_that_may_be_an_object_are_one() -> None:
+    tool = Tool(name="f", parameters=json.dumps({"type": ["null", "object"]}))
+    grammar = call_grammar(request_of(tools=(tool,)), TAGS)
+    assert [matches(grammar, tagged(call("f", each))[1:]) for each in ("{}", "null")] == [True, False]
 
 
 def test_letters_that_spell_a_tag_satisfy_no_grammar() -> None:

@@ -87,14 +87,20 @@ def _bodies(tools: list[Tool]) -> list[str]:
         if tool.strict and (fault := _unkeepable(schema)):
             raise _refused(tool.param, f"this cannot be kept to: {fault}")
         head = _quoted(json.dumps(tool.name, ensure_ascii=False)[1:] + ', "arguments": ')
-        arguments = _json(_object(schema), strict=tool.strict)
+        arguments = _json(_object(schema, tool.param), strict=tool.strict)
         rules += [f"tool{place}: {head} arguments{place}", f"arguments{place}: {arguments}"]
     return rules
 
 
-def _object(schema: Any) -> dict[str, Any]:
+def _object(schema: Any, param: str) -> dict[str, Any]:
     """Arguments are an object, also where a schema forgets to say so."""
-    return {"type": "object"} | schema if isinstance(schema, dict) else {"type": "object"}
+    if not isinstance(schema, dict):
+        return {"type": "object"}
+    made: dict[str, Any] = dict(schema)
+    kinds: Any = made.get("type", "object")
+    if kinds != "object" and not (isinstance(kinds, list) and "object" in kinds):
+        raise _refused(param, "the type of a function's arguments must be object")
+    return made | {"type": "object"}
 
 
 def _format(form: OutputFormat) -> str:
@@ -120,7 +126,7 @@ def _format(form: OutputFormat) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # which a grammar must not hold as it is
 
 
 def _lark_regex(regex: str) -> str:

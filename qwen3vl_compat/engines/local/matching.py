@@ -152,5 +152,5 @@ def _any(bits: Bits, rng: np.random.Generator) -> int | None:
 def _sentence(text: str) -> str:
     """The first line of what llguidance says, short."""
     line = text.strip().splitlines()[0] if text.strip() else "it cannot be compiled"
-    line = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: | in a registry .*", "", line)
+    line = re.sub(r"^(at )?\d+\(\d+\): |failed to compile JSON schema: | in a registry .*", "", line)
     return "".join(character if character.isprintable() else "?" for character in line)[:200]
