@@ -336,6 +336,23 @@ async def test_hostile_forms_hardly_disturb_a_running_answer(engine: LocalEngine
     assert during <= 2 * before
 
 
+async def test_what_fails_unforeseen_in_the_child_has_its_verdict_too() -> None:
+    kept = Grammars(MODEL, VOCABULARY, [END])
+    child = await kept._start()
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        for line in (b"5\n", b'"%llguidance {}\\nstart: /a/"\n'):
+            child.stdin.write(line)
+        async with asyncio.timeout(20):
+            first, second = [json.loads(await child.stdout.readline()) for _ in range(2)]
+        assert first["fault"] == "it is too complex"
+        assert second["fault"] == ""
+    finally:
+        child.kill()
+        await child.wait()
+
+
 async def test_the_cache_is_bounded_and_a_killed_child_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Grammars(MODEL, VOCABULARY, [END])
     try:

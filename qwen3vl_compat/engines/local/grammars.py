@@ -173,6 +173,8 @@ def main() -> None:
             verdict = _Verdict(shortest=matching.walk(matching.compile(msgspec.json.decode(line, type=str))))
         except TooComplex as fault:
             verdict = _Verdict(str(fault))
+        except BaseException:  # a panic of llguidance's is no Exception; without a verdict everybody would wait
+            verdict = _Verdict("it is too complex")
         sys.stdout.buffer.write(msgspec.json.encode(verdict) + b"\n")
         sys.stdout.buffer.flush()
 
