@@ -166,7 +166,7 @@ def _parts(
     for index in chosen.tolist():
         key = int(places[np.searchsorted(places, index, side="right") - 1])
         anew, steps = index - key + 1, index - (before if before >= key and part else key) + 1
-        near_by = anew * pixels <= PART_PIXELS // 4 or (spent + steps) * pixels > FRAME_PIXELS
+        near_by = anew * pixels <= PART_PIXELS // 2 or (spent + steps) * pixels > FRAME_PIXELS
         if part and len(part) % 2 == 0 and near_by and (spent + steps) * pixels > PART_PIXELS:
             parts.append(tuple(part))
             part, spent, steps = [], 0, anew

@@ -6,12 +6,19 @@ from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.wire.body import Json, convert, shown
 
 TYPES = ("string", "number", "integer", "boolean", "array", "object", "null")
+_COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _PLAIN = (
-    "title", "description", "format", "enum", "minimum", "maximum", "minItems", "maxItems", "minLength", "maxLength",
-    "minProperties", "maxProperties", "pattern", "default", "required",
+    "title", "description", "format", "enum", "minimum", "maximum", *_COUNTS, "pattern", "default", "required",
+    "const", "multipleOf", "exclusiveMinimum", "exclusiveMaximum", "uniqueItems",
 )  # fmt: skip
+"""Keywords that mean the same; the last ones are JSON Schema's alone, to be kept to or refused like any others."""
+_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_KNOWN = {
+    *_PLAIN, *_LISTS, "type", "nullable", "propertyOrdering", "items", "additionalProperties", "not", "properties",
+    "$defs", "$ref", "example",
+}  # fmt: skip
 _SPELT = {
-    "any_of": "anyOf", "min_items": "minItems", "max_items": "maxItems",
+    "any_of": "anyOf", "one_of": "oneOf", "all_of": "allOf", "min_items": "minItems", "max_items": "maxItems",
     "min_length": "minLength", "max_length": "maxLength", "min_properties": "minProperties",
     "max_properties": "maxProperties", "property_ordering": "propertyOrdering", "prefix_items": "prefixItems",
     "additional_properties": "additionalProperties", "defs": "$defs", "ref": "$ref",
@@ -19,10 +26,15 @@ _SPELT = {
 
 
 def json_schema(value: Any, path: str) -> Any:
-    """The schema in JSON Schema's words; what it does not know is left out, as it has no meaning to Google either."""
+    """The schema in JSON Schema's words; InvalidRequest for a keyword that neither has."""
     given = convert(value, Json, path)
     fields = {_SPELT.get(name, name): item for name, item in given.items() if item is not None}
+    if unknown := fields.keys() - _KNOWN:
+        raise InvalidRequest(f"{path}.{min(unknown)}: there is no such keyword", param=f"{path}.{min(unknown)}")
     made: Json = {name: fields[name] for name in _PLAIN if name in fields}
+    for name in _COUNTS:  # int64, which proto-JSON writes as text
+        if isinstance(made.get(name), str):
+            made[name] = convert(made[name], int, f"{path}.{name}", strict=False)
     if made.get("format") == "enum":
         del made["format"]
     made |= _kind(fields.get("type"), f"{path}.type") | _below(fields, path)
@@ -45,11 +57,11 @@ def _kind(value: Any, path: str) -> Json:
 def _below(fields: Json, path: str) -> Json:
     """The schemas inside."""
     made: Json = {"$ref": fields["$ref"]} if "$ref" in fields else {}
-    for name in ("items", "additionalProperties"):
+    for name in ("items", "additionalProperties", "not"):
         if name in fields:
             inner = fields[name]
             made[name] = inner if isinstance(inner, bool) else json_schema(inner, f"{path}.{name}")
-    for name in ("anyOf", "prefixItems"):
+    for name in _LISTS:
         if name in fields:
             several = convert(fields[name], list[Any], f"{path}.{name}")
             made[name] = [json_schema(each, f"{path}.{name}[{place}]") for place, each in enumerate(several)]
