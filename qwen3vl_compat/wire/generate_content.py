@@ -113,15 +113,16 @@ def _whole(request: Request, choice: Choice) -> list[Json]:
 def _called(call: ToolCall) -> list[Json]:
     """The call as a part; nothing for one that was cut off inside its arguments, or whose arguments are no object.
 
-    They are sent as they came: to build them only to write them again takes a level of recursion for each of theirs.
+    They are sent as they came, on one line, which a stream needs: to build them only to write them again takes a
+    level of recursion for each of theirs.
     """
     try:
-        arguments = msgspec.json.decode(call.arguments, type=msgspec.Raw)
+        line = msgspec.json.format(call.arguments.encode(), indent=-1)
     except (msgspec.DecodeError, RecursionError):
         return []
-    if not call.arguments.lstrip().startswith("{"):
+    if not line.startswith(b"{"):
         return []
-    return [{"functionCall": {"id": call.id, "name": call.name, "args": arguments}}]
+    return [{"functionCall": {"id": call.id, "name": call.name, "args": msgspec.Raw(line)}}]
 
 
 async def encode_stream(

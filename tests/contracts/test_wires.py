@@ -388,3 +388,13 @@ def test_both_spellings_mean_the_same(wire: str, snake: str) -> None:
     }
     request = request_for(1)
     assert read_google(msgspec.json.encode(camel), request) == read_google(msgspec.json.encode(snaked), request)
+
+
+async def test_a_call_written_over_several_lines_is_one_event_to_google() -> None:
+    end = Finish(0, "stop", Usage(prompt_text=1, completion=1))
+    events = [Started(end.usage), ToolCallDelta(0, 0, "c", "f", '{"x": [1,\n  "a\\nb"]}', 1), end]
+    sent = [chunk async for chunk in generate_content.encode_stream(request_for(1), played(events))]
+    (event,) = [chunk for chunk in sent if b"functionCall" in chunk]
+    assert event.strip().count(b"\n") == 0
+    part = json.loads(event.removeprefix(b"data: "))["candidates"][0]["content"]["parts"][0]
+    assert part["functionCall"]["args"] == {"x": [1, "a\nb"]}
