@@ -323,7 +323,7 @@ async def test_what_can_be_read_of_a_call_can_be_sent() -> None:
         completion = await fold(played([Started(end.usage), ToolCallDelta(0, 0, "c", "f", arguments, 1), end]))
         sent = generate_content.encode_completion(request_for(1), completion)
         assert sent.startswith(b'{"candidates":')
-        assert arguments.encode() in sent or depth > 60
+        assert arguments.replace(" ", "").encode() in sent or depth > 60
 
 
 async def test_thoughts_that_nobody_asked_for_stay_out() -> None:
