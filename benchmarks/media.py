@@ -111,7 +111,7 @@ def cpu_seconds() -> float:
     return own.user + own.system + own.children_user + own.children_system + sum(t.user + t.system for t in living)
 
 
-def _minutes(count: int, width: int, height: int) -> list[Image.Image]:
+def _scenes(count: int, width: int, height: int) -> list[Image.Image]:
     """A scene for each."""
     return [drawing(width // 8, height // 8, seed=number).resize((width, height)) for number in range(count)]
 
@@ -130,9 +130,9 @@ async def longer(repeats: int) -> list[dict[str, object]]:
         "WebM (VP9), 720p, 10 s": (
             "webm", film(steady([scenes[number // 25 % 5] for number in range(250)], 25), gop=50, container="webm",
                          codec="libvpx-vp9", options={"cpu-used": "8", "deadline": "realtime"})),
-        "MP4, 720p, 2 hours, a key frame every 2 s": ("mp4", long_film(_minutes(120, 1280, 720), 60)),
-        "MP4, 720p, 2 hours, a key frame every 10 s": ("mp4", long_film(_minutes(120, 1280, 720), 60, gop=250)),
-        "MP4, 1080p, 10 min, a key frame every 10 s": ("mp4", long_film(_minutes(10, 1920, 1080), 60, gop=250)),
+        "MP4, 720p, 2 hours, a key frame every 2 s": ("mp4", long_film(_scenes(24, 1280, 720), 300)),
+        "MP4, 720p, 2 hours, a key frame every 10 s": ("mp4", long_film(_scenes(12, 1280, 720), 600, gop=250)),
+        "MP4, 1080p, 10 min, a key frame every 10 s": ("mp4", long_film(_scenes(5, 1920, 1080), 120, gop=250)),
     }  # fmt: skip
     rows: list[dict[str, object]] = []
     for name, (kind, data) in media.items():

@@ -27,11 +27,13 @@ CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
 MOST_STREAMS = 32
 MOST_PACKETS = 2_000_000
 """Of a video's stream; 9 hours at 60 frames a second."""
-PART_PIXELS = 1_000_000_000
-"""What one job decodes, about 3 s of H.264 on one core."""
-FRAME_PIXELS = 7 * PART_PIXELS // 2
+SHOWN = 8
+"""Frames that could be decoded in the time it takes to find one that is shown, turn it into RGB and make it smaller."""
+PART_PIXELS = 1_250_000_000
+"""What one job decodes, about 2.5 s of H.264 on one core, as 500 million pixels take a second."""
+FRAME_PIXELS = 5_500_000_000
 """What a job may decode where a new one would have to begin far back, at the same key frame; about 11 s."""
-ALL_PIXELS = 20 * PART_PIXELS
+ALL_PIXELS = 30_000_000_000
 """What all jobs of a video decode, about a minute; of a video that would cost more, only key frames are shown."""
 FEWEST = 16
 """One of so many frames wanted must be shown at least, where key frames alone can be."""
@@ -165,7 +167,7 @@ def _parts(
     spent, before = 0, -1
     for index in chosen.tolist():
         key = int(places[np.searchsorted(places, index, side="right") - 1])
-        anew, steps = index - key + 1, index - (before if before >= key and part else key) + 1
+        anew, steps = index - key + SHOWN + 1, index - (before if before >= key and part else key) + SHOWN + 1
         near_by = anew * pixels <= PART_PIXELS // 2 or (spent + steps) * pixels > FRAME_PIXELS
         if part and len(part) % 2 == 0 and near_by and (spent + steps) * pixels > PART_PIXELS:
             parts.append(tuple(part))
@@ -179,10 +181,10 @@ def _parts(
 
 
 def _cost(places: NDArray[np.int64], chosen: NDArray[np.int64]) -> int:
-    """Frames to decode for all chosen: each from its key frame on, or from the one chosen before."""
+    """Frames to decode for all chosen, each from its key frame on or from the one chosen before, and to show them."""
     begin = places[np.searchsorted(places, chosen, side="right") - 1]
     before = np.concatenate([[-1], chosen[:-1]])
-    return int((chosen - np.maximum(begin, before) + 1).sum())
+    return int((chosen - np.maximum(begin, before) + 1 + SHOWN).sum())
 
 
 def _nearest(places: NDArray[np.int64], chosen: NDArray[np.int64]) -> NDArray[np.int64]:
