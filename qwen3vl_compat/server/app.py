@@ -16,7 +16,8 @@ from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import chain
-from qwen3vl_compat.policies.media import Fetch, Limits, MediaPolicy, Sources
+from qwen3vl_compat.policies.media import Limits, MediaPolicy
+from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import file_routes, google_routes, health, model_routes, openai_routes, upload_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected

@@ -16,7 +16,8 @@ from qwen3vl_compat.media.limits import VideoSpec, VisionSpec
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Frames, Link, Media, Message, Request, Upload, Video
-from qwen3vl_compat.policies.media import MediaPolicy, Sources
+from qwen3vl_compat.policies.media import MediaPolicy
+from qwen3vl_compat.policies.sources import Sources
 from qwen3vl_compat.settings import MediaLimits
 from tests.media.crafted import drawing, encoded
 from tests.media.films import film, pdf_of, steady
