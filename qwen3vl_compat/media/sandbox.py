@@ -150,6 +150,7 @@ class Sandbox:
     async def close(self) -> None:
         """End all children; jobs under way are given up."""
         self._closed = True
+        await asyncio.sleep(0)  # a job that is cancelled before it began would not give its child back
         for job in self._jobs:
             job.cancel()
         while self._jobs or self._renewals:
@@ -162,8 +163,8 @@ class Sandbox:
         """Do the job on these bytes or this file.
 
         InvalidRequest for a medium that is refused or on which the child fails, its param `pages` or `start` where
-        those are at fault; Overloaded when too many wait. A
-        caller that leaves waits no longer; a job that has begun goes on to its end, which is near.
+        those are at fault; Overloaded when too many wait. A caller that leaves waits no longer; a job that has begun
+        goes on to its end, which is near.
         """
         if self._waiting >= self._limits.waiting or self._closed:
             raise Overloaded("Too many pictures, videos and documents are waiting to be decoded.", retry_after=2)
@@ -172,6 +173,9 @@ class Sandbox:
             child = await self._places.get()
         finally:
             self._waiting -= 1
+        if self._closed:
+            self._places.put_nowait(child)  # whoever waits behind is to hear of it too
+            raise Overloaded("Nothing is decoded any more.", retry_after=5)
         task = asyncio.create_task(self._run(child, job, medium))
         self._jobs.add(task)
         task.add_done_callback(self._ended)

@@ -145,6 +145,18 @@ async def test_a_caller_that_leaves_waits_no_longer() -> None:
     await sandbox.close()
 
 
+async def test_who_waits_when_all_is_closed_starts_nothing() -> None:
+    sandbox = Sandbox(SandboxLimits(children=1))
+    await sandbox.start()
+    slow = encoded(Image.new("RGB", (7000, 7000), "red"), "PNG")
+    jobs = [asyncio.create_task(sandbox.run(PICTURE, slow)) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    await sandbox.close()
+    _, *waited = await asyncio.gather(*jobs, return_exceptions=True)
+    assert [type(each) for each in waited] == [Overloaded] * 3
+    assert children() == []
+
+
 async def test_a_file_that_is_gone_harms_no_child(sandbox: Sandbox, tmp_path: Path) -> None:
     before = {child.pid for child in children()}
     with pytest.raises(Overloaded):
