@@ -10,12 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import limits
 import msgspec
 from msgspec import Meta, Struct
+
+from qwen3vl_compat.accounts.money import parse_amount
 
 PREFIX = "QWEN3VL_"
 
 
+Limit = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -36,6 +40,13 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Running answers may go on this long after a signal to stop."""
     open_metrics: bool = False
     """Serve /metrics without a key; otherwise it takes an admin key."""
+    metrics_by_tenant: bool = False
+    """Name tenants in the metrics' labels."""
+    anonymous_tenant: str = ""
+    """Requests without a key are served as this tenant's; only on a loopback address unless `anonymous_anywhere`."""
+    anonymous_anywhere: bool = False
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-For tells where a request comes from."""
     max_body: Positive = 90 * 2**20
     """Bytes of a request; base64 makes 86 MB of the largest video it may hold."""
     body_idle: Seconds = 10
@@ -196,10 +207,77 @@ class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Between two looks for what has expired."""
 
 
-class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """How firmly the database is written: NORMAL survives the death of the process, FULL also of the machine."""
+class Quotas(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a tenant or a key may use; empty and None are no limit. A request has to pass its key's and its tenant's."""
 
+    requests: str = ""
+    """In slowapi's words, as `60/minute;1000/day`; refused ones count too."""
+    tokens: Limit | None = None
+    """A minute's, prompt and answer together; `tokens_in` and `tokens_out` each alone."""
+    tokens_in: Limit | None = None
+    tokens_out: Limit | None = None
+    pictures: Limit | None = None
+    """A UTC day's; a video and a document's page are one each."""
+    concurrent: Limit | None = None
+    """Requests under way at once."""
+    budget: str = ""
+    """Money in a UTC day or month, as `0.50/day;5.00/month`."""
+
+    def __post_init__(self) -> None:
+        requests_of(self.requests)
+        budgets_of(self.budget)
+
+
+def requests_of(text: str) -> tuple[tuple[int, int], ...]:
+    """(Requests, seconds) for each part of a limit string; ValueError for one that is none."""
+    if not text:
+        return ()
+    try:
+        parts = limits.parse_many(text)
+    except ValueError:
+        raise ValueError(f"requests: '{text[:80]}' is no limit as 60/minute;1000/day") from None
+    if any(not 1 <= part.amount <= 10**9 or not 1 <= part.get_expiry() <= 366 * 86_400 for part in parts):
+        raise ValueError(f"requests: '{text[:80]}' has a limit that is too large or too small")
+    return tuple((part.amount, part.get_expiry()) for part in parts)
+
+
+def budgets_of(text: str) -> tuple[tuple[int, Literal["day", "month"]], ...]:
+    """(Nano-units, period) for each part of a budget; ValueError for one that is none."""
+    found: list[tuple[int, Literal["day", "month"]]] = []
+    for part in filter(None, (part.strip() for part in text.split(";"))):
+        amount, _, period = part.partition("/")
+        if period not in ("day", "month") or period in [each for _, each in found]:
+            raise ValueError(f"budget: '{text[:80]}' is no budget as 0.50/day;5.00/month")
+        found.append((parse_amount(amount.strip()), period))
+    return tuple(found)
+
+
+class LimitSettings(Quotas, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant may use that has nothing else set, and where it is counted."""
+
+    ip: str = ""
+    """Requests from one address to any path that takes a key, as `600/minute`."""
+    redis: Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
+    """Where several processes count together; without it each takes its share of every limit."""
+    redis_wait: Annotated[float, Meta(gt=0, le=1)] = 0.05
+    """Seconds that a request waits for Redis at most."""
+
+
+class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The database of accounts, and how firmly it is written."""
+
+    url: Annotated[str, Meta(pattern=r"^(postgresql://\S+)?$")] = ""
+    """postgresql://user:password@host/name; empty is an SQLite file in the state folder."""
     synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    """Of SQLite: NORMAL survives the death of the process, FULL also of the machine."""
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
+    """ISO 4217 code of all money; fixed once the database is made."""
+    lease: Annotated[float, Meta(ge=0.5, le=300)] = 10
+    """A process that has not been heard of for this long is dead, and what it had open is settled by others."""
+    wait: Seconds = 5
+    """A request is refused, or an answer ends with an error, when the database cannot be written for this long."""
+    replies: Positive = 24 * 3600
+    """Answers to requests with an Idempotency-Key are kept so long."""
 
 
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,6 +293,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     model: ModelSettings = ModelSettings()
     media: MediaSettings = MediaSettings()
     files: FileSettings = FileSettings()
+    limits: LimitSettings = LimitSettings()
     ledger: LedgerSettings = LedgerSettings()
     log: LogSettings = LogSettings()
 

@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*VALUES, "wire"), ("msgspec",)),
     "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi", "obstore"),
-    "policies": ("msgspec", "limits", "slowapi"),
+    "policies": ("msgspec", "limits", "slowapi", "redis"),
 }
 """The packages, beside the standard library, that a room may import."""
 
@@ -36,6 +36,7 @@ OWNERS = {
     "httpcore": ("media.fetch",),
     "obstore": ("media.store",),
     "python_multipart": ("server.form",),
+    "redis": ("policies.limiting",),
     **dict.fromkeys(("torch", "transformers", "accelerate"), MODEL),
 }
 """Packages that only some rooms may import, PURE excepted."""

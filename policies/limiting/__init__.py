@@ -1,0 +1,76 @@
+"""Limits on what may be used in a time: a request claims all that it could use at once, and gives back the rest.
+
+A counter counts in windows of its period that begin at whole multiples of it since 1970 (so days are UTC days); one of
+period 0 is a gauge of what is under way. Whether all claims fit is decided in one step: all are noted, or none.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+Kind = Literal["requests", "tokens", "tokens_in", "tokens_out", "pictures", "concurrent"]
+HELD_S = 60
+"""A place under way is free again this long after it was last renewed: its process has died."""
+SEEDED_S = 3600
+"""A counter of at least this period that is not there is begun with what the ledger knows, not with nothing."""
+
+
+class Claim(Struct, frozen=True, kw_only=True):
+    """So much of one counter. `scope` is whose: `ip:<address>`, `key:<public>` or `tenant:<id>`."""
+
+    scope: str
+    kind: Kind
+    period: int
+    """Seconds; 0 for `concurrent`."""
+    limit: int
+    """Most in one window."""
+    amount: int
+
+    @property
+    def counter(self) -> str:
+        """The counter's name, the same in every process."""
+        return f"{self.scope}:{self.kind}:{self.period}"
+
+
+class Standing(Struct, frozen=True, kw_only=True):
+    """How a counter stands after a decision: what is left of it (never below 0), and seconds until it begins anew."""
+
+    claim: Claim
+    remaining: int
+    reset: float
+
+
+class Decision(Struct, frozen=True, kw_only=True):
+    """Whether all claims fit; `refused` is the first that did not, and `standings` are in the order of the claims."""
+
+    standings: tuple[Standing, ...]
+    refused: Standing | None = None
+
+
+Seed = Callable[[Claim, int], Awaitable[int]]
+"""What the ledger knows was used of a counter since the start of its window (milliseconds since 1970)."""
+
+
+class Limiter(Protocol):
+    """Counts claims. All methods are called from one asyncio loop and none raises: a limiter that cannot do as it should
+    does the next best and says so in the log.
+    """
+
+    async def admit(self, name: str, claims: Sequence[Claim]) -> Decision:
+        """Note all claims, or none. With a name they are held until settled; again with the same changes nothing."""
+        ...
+
+    async def settle(self, name: str, amounts: Sequence[int]) -> None:
+        """What was used of each claim, in their order: the rest goes back to the same window, and a place under way is
+        free. Only the first time for a name; an unknown one is nothing.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Begin to renew the places held, and to look for what was lost."""
+        ...
+
+    async def close(self) -> None:
+        """End that."""
+        ...
