@@ -53,8 +53,8 @@ Seed = Callable[[Claim, int], Awaitable[int]]
 
 
 class Limiter(Protocol):
-    """Counts claims. All methods are called from one asyncio loop and none raises: a limiter that cannot do as it should
-    does the next best and says so in the log.
+    """Counts claims. All methods are called from one asyncio loop and none raises: a limiter that cannot do as it
+    should does the next best and says so in the log.
     """
 
     async def admit(self, name: str, claims: Sequence[Claim]) -> Decision:
