@@ -1,0 +1,320 @@
+"""The ledger: what every request took, written by one thread that commits what has gathered while it wrote the last.
+
+A row is opened before the engine is asked and closed before the answer's last byte is sent, both durably. What a
+process leaves open when it dies is closed by the others, or by its successor, as far as the last checkpoint tells.
+"""
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from qwen3vl_compat.accounts.booking import Booking, Budget, Entry, Left, Outcome, OverBudget, Pot
+from qwen3vl_compat.accounts.database import writing
+from qwen3vl_compat.accounts.heartbeat import Heartbeat
+from qwen3vl_compat.accounts.money import Counts, Price
+from qwen3vl_compat.accounts.tables import COUNTS, ledger, prices
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+BATCH = 200
+"""Most requests opened or closed in one transaction."""
+_KNOWN_POTS = 10_000
+_BEATS = 4
+"""Signs of life in the length of a lease."""
+_AGAIN_S = 0.05
+"""Before a transaction that failed is tried again."""
+
+
+class LedgerUnavailable(Exception):
+    """The database cannot be written now."""
+
+
+class _Wish(Generic[T]):
+    """Something to be written, and whoever waits for it."""
+
+    def __init__(self, entry: Entry, until: float) -> None:
+        self.entry, self.until = entry, until
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.tries = 0
+
+
+class _Opening(_Wish[tuple[Left, ...]]):
+    def __init__(self, entry: Entry, until: float, budgets: Sequence[Budget]) -> None:
+        super().__init__(entry, until)
+        self.budgets = budgets
+
+
+class _Closing(_Wish[int]):
+    def __init__(self, entry: Entry, until: float, outcome: Outcome) -> None:
+        super().__init__(entry, until)
+        self.outcome = outcome
+
+
+Reply = tuple[_Wish[Any], Any]
+
+
+class Ledger:
+    """One process's way to the ledger. Its methods are called from one asyncio loop, once `start` has returned."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        lease: float = 10,
+        wait: float = 5,
+        clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`lease` is how long a process may be silent, `wait` how long a call waits for the database, in seconds."""
+        self._engine, self._writer = engine, writing(engine)
+        self._wait, self._clock, self._ticks = wait, clock, ticks
+        self.owner = secrets.token_hex(8)
+        self.heartbeat = Heartbeat(self.owner, lease, ticks)
+        self._every = lease / _BEATS
+        self._next_beat = 0.0
+        self._known: set[Pot] = set()
+        self._wishes: list[_Wish[Any]] = []
+        self._notes: dict[str, tuple[int | None, Counts]] = {}
+        self._change = threading.Condition()
+        self._closing = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
+
+    async def start(self) -> None:
+        """Begin to write; raises LedgerUnavailable when the database cannot be written at all."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(self._beat)
+        except SQLAlchemyError as error:
+            raise LedgerUnavailable("the ledger cannot be written") from error
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Write what is still to be written, as far as the database lets, and end."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, 2 * self._wait)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread that writes is there."""
+        return self._thread.is_alive()
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970."""
+        return int(self._clock() * 1000)
+
+    # ---------------------------------------------------------------------------------------------------- one request
+
+    async def open(self, entry: Entry, budgets: Sequence[Budget] = ()) -> tuple[Left, ...]:
+        """Begin a row and reserve its money, durably; returns what the budgets have left then.
+
+        Raises OverBudget or LedgerUnavailable, and then there is no row, or will be none that costs anything.
+        """
+        wish = _Opening(entry, self._ticks() + self._wait, budgets)
+        self._ask(wish)
+        try:
+            return await asyncio.wait_for(wish.future, self._wait)
+        except TimeoutError:
+            raise LedgerUnavailable("the ledger cannot be written now") from None
+
+    def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
+        """A checkpoint: what is to be paid if this process dies. Written soon; of several only the last."""
+        with self._change:
+            self._notes[entry.id] = (started_at, counts)
+            self._change.notify()
+
+    async def settle(self, entry: Entry, outcome: Outcome) -> int:
+        """Close a row, durably, if it is still open; returns what it cost in the end.
+
+        LedgerUnavailable says that it is not written yet; it will be as soon as it can.
+        """
+        wish = _Closing(entry, self._ticks() + self._wait, outcome)
+        self._ask(wish)
+        try:
+            return await asyncio.wait_for(asyncio.shield(wish.future), self._wait)
+        except TimeoutError:
+            raise LedgerUnavailable("the ledger cannot be written now") from None
+
+    def _ask(self, wish: _Wish[Any]) -> None:
+        if not self._thread.is_alive() or self._closing:
+            raise LedgerUnavailable("the ledger is closed")
+        with self._change:
+            self._wishes.append(wish)
+            self._change.notify()
+
+    # ----------------------------------------------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                if not self._wishes and not self._notes and not self._closing:
+                    self._change.wait(max(0.0, self._next_beat - self._ticks()))
+                wishes, self._wishes = self._wishes[:BATCH], self._wishes[BATCH:]
+                notes, self._notes = self._notes, {}
+                ending = self._closing
+            failed = self._write(wishes, notes)
+            if failed and (left := self._left(failed)):
+                with self._change:
+                    self._wishes[:0] = left
+                    self._notes = notes | self._notes
+                time.sleep(_AGAIN_S)
+            if ending and (failed or not self._wishes):
+                self._leave()
+                return
+
+    def _write(self, wishes: list[_Wish[Any]], notes: dict[str, tuple[int | None, Counts]]) -> list[_Wish[Any]]:
+        """Write all in one transaction, or each alone where that fails because of one of them; returns what failed."""
+        try:
+            if self._ticks() >= self._next_beat:
+                self._beat()
+            if wishes or notes:
+                self._answer(self._commit(wishes, notes))
+        except OperationalError as error:
+            log.warning("the ledger cannot be written: %s", error.orig)
+            return wishes
+        except DBAPIError as error:
+            if error.connection_invalidated or len(wishes) == 0:
+                return wishes
+            return self._one_by_one(wishes, notes)
+        except Exception as error:
+            log.exception("the ledger failed")
+            self._answer([(wish, LedgerUnavailable(str(error))) for wish in wishes])
+        return []
+
+    def _one_by_one(self, wishes: list[_Wish[Any]], notes: dict[str, tuple[int | None, Counts]]) -> list[_Wish[Any]]:
+        """One of these cannot be written, whatever is tried; the others can."""
+        for number, wish in enumerate(wishes):
+            try:
+                self._answer(self._commit([wish], {} if number else notes))
+            except OperationalError:
+                return wishes[number:]
+            except DBAPIError as error:
+                log.error("request %s cannot be written to the ledger: %s", wish.entry.id, error.orig)
+                self._answer([(wish, LedgerUnavailable("the ledger cannot take this request"))])
+        return []
+
+    def _left(self, failed: Iterable[_Wish[Any]]) -> list[_Wish[Any]]:
+        """What is to be tried again: what somebody waits for still, and whatever closes a row."""
+        for wish in failed:
+            wish.tries += 1
+        return [wish for wish in failed if isinstance(wish, _Closing) or self._ticks() < wish.until]
+
+    def _commit(self, wishes: Sequence[_Wish[Any]], notes: dict[str, tuple[int | None, Counts]]) -> list[Reply]:
+        openings = [wish for wish in wishes if isinstance(wish, _Opening) and not wish.future.done()]
+        closings = [wish for wish in wishes if isinstance(wish, _Closing)]
+        replies: list[Reply] = []
+        with self._writer.begin() as connection:
+            booking = Booking(connection, self.owner, [wish.entry for wish in (*openings, *closings)], self._known)
+            tried = [wish.entry.id for wish in openings if wish.tries]
+            states = booking.states(sorted([*(wish.entry.id for wish in closings), *tried]))
+            for wish in closings:
+                state, cost = states.get(wish.entry.id, ("never opened", 0))
+                if state == "open":
+                    booking.settle(wish.entry, wish.outcome)
+                    cost = wish.outcome.cost
+                    states[wish.entry.id] = (wish.outcome.state, cost)
+                replies.append((wish, cost))
+            for wish in openings:
+                if wish.entry.id in states:  # the answer to the first try was lost, not the try
+                    replies.append((wish, ()))
+                    continue
+                try:
+                    replies.append((wish, booking.open(wish.entry, wish.budgets)))
+                except OverBudget as refusal:
+                    replies.append((wish, refusal))
+            booking.write({name: note for name, note in notes.items() if name not in states})
+        if len(self._known) > _KNOWN_POTS:
+            self._known.clear()
+        self._known.update(booking.pots)
+        return replies
+
+    def _answer(self, replies: list[Reply]) -> None:
+        assert self._loop is not None
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._resolve, replies)
+
+    def _resolve(self, replies: list[Reply]) -> None:
+        """In the loop: tell those who wait; a row that was opened for somebody who has given up is closed again."""
+        for wish, result in replies:
+            if wish.future.cancelled():
+                if isinstance(wish, _Opening) and not isinstance(result, Exception):
+                    self._give_up(wish.entry)
+            elif isinstance(result, Exception):
+                wish.future.set_exception(result)
+                wish.future.exception()  # nobody may be left to fetch it
+            else:
+                wish.future.set_result(result)
+
+    def _give_up(self, entry: Entry) -> None:
+        outcome = Outcome(state="aborted", finish="gone", ended_at=self.now_ms())
+        with suppress(LedgerUnavailable):
+            self._ask(_Closing(entry, self._ticks(), outcome))
+
+    # ----------------------------------------------------------------------------------------------------- the others
+
+    def _beat(self) -> None:
+        """Say that this process lives, and settle what dead ones have left."""
+        self._next_beat = self._ticks() + self._every
+        with self._writer.begin() as connection:
+            self.heartbeat.beat(connection, self.now_ms())
+        for owner in self.heartbeat.dead:
+            while self._settle_some_of(owner):
+                pass
+
+    def _settle_some_of(self, owner: str) -> bool:
+        """Close up to BATCH rows of a dead process at their last checkpoint; False when there are none left."""
+        with self._writer.begin() as connection:
+            rows = _open_rows(connection, owner)
+            if not rows:
+                self.heartbeat.bury(connection, owner)
+                return False
+            booking = Booking(connection, self.owner, [entry for entry, _, _ in rows], set())
+            states = booking.states(sorted(entry.id for entry, _, _ in rows))
+            for entry, started_at, counts in rows:
+                if states.get(entry.id, ("", 0))[0] == "open":
+                    cost = entry.price.cost(counts) if entry.price and started_at is not None else 0
+                    booking.settle(
+                        entry,
+                        Outcome(
+                            state="interrupted",
+                            finish="interrupted",
+                            ended_at=self.now_ms(),
+                            started_at=started_at,
+                            counts=counts,
+                            cost=cost,
+                        ),
+                    )
+            booking.write({})
+        log.warning("%d requests that a dead process left open are settled at their last checkpoint", len(rows))
+        return True
+
+    def _leave(self) -> None:
+        with suppress(SQLAlchemyError), self._writer.begin() as connection:
+            self.heartbeat.leave(connection)
+
+
+def _open_rows(connection: Connection, owner: str) -> list[tuple[Entry, int | None, Counts]]:
+    query = select(ledger).where(ledger.c.owner == owner, ledger.c.state == "open").order_by(ledger.c.id).limit(BATCH)
+    rows = connection.execute(query).mappings().all()
+    named = {row["price"] for row in rows} - {None}
+    found = connection.execute(select(prices).where(prices.c.id.in_(named))).mappings()
+    known = {row["id"]: Price(**row) for row in found}
+    entries: list[tuple[Entry, int | None, Counts]] = []
+    for row in rows:
+        fields: dict[str, Any] = {name: row[name] for name in Entry.__struct_fields__}
+        fields["price"] = known.get(row["price"])
+        entry = Entry(**fields)
+        entries.append((entry, row["started_at"], Counts(**{name: row[name] for name in COUNTS})))
+    return entries
