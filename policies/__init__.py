@@ -28,6 +28,6 @@ def around(prepared: Prepared) -> Policy:
     return wrap
 
 
-def chain(generate: Generate, *, media: Prepared) -> Generate:
-    """The engine behind every policy: media -> engine."""
-    return around(media)(generate)
+def chain(generate: Generate, *, media: Prepared, metering: Policy) -> Generate:
+    """The engine behind every policy: media -> metering -> engine."""
+    return around(media)(metering(generate))

@@ -5,6 +5,9 @@ ApiError                     status, code, message, param, retry_after
 ├── Unauthorized             401  no key, or one that is not ours
 ├── Forbidden                403  the key may not do this
 ├── NotFound                 404  no such model or route
+├── TooSlow                  408  the client does not take its answer
+├── RateLimited              429  a limit is reached; `retry_after` says when to come back
+├── OutOfCredit              429  a budget does not allow it; trying again does not help
 ├── Overloaded               503  no room now; `retry_after` says when to come back
 ├── DeadlineExceeded         504  the time allowed for the request is over
 └── EngineFailed             500  our own fault, never the client's
@@ -13,12 +16,19 @@ Raised anywhere, encoded once, by the wire the request came in on. A message is 
 field and the limit and never holds a path, a class name or the text of a foreign exception.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class ApiError(Exception):
     """A refusal or failure with everything a wire needs to say so."""
 
     status = 500
     code = "engine_error"
+    quota = ""
+    """The limit that was reached, for a wire that names it apart."""
+    headers: Mapping[str, str] = MappingProxyType({})
+    """What is sent along with it."""
 
     def __init__(
         self,
@@ -64,6 +74,35 @@ class NotFound(ApiError):
 
     status = 404
     code = "not_found"
+
+
+class TooSlow(ApiError):
+    """The client has not taken its answer for too long; what was made is paid for."""
+
+    status = 408
+    code = "answer_not_read"
+
+
+class RateLimited(ApiError):
+    """A limit does not allow it now."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, quota: str, retry_after: int, headers: Mapping[str, str]) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.quota, self.headers = quota, headers
+
+
+class OutOfCredit(ApiError):
+    """It could cost more than is left of a budget."""
+
+    status = 429
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, quota: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.quota, self.headers = quota, {**headers, "x-should-retry": "false"}
 
 
 class Overloaded(ApiError):

@@ -18,6 +18,9 @@ class Usage(Struct, frozen=True, kw_only=True):
     """Prompt tokens that are not slots of pictures or frames: words, times, control tokens and the template's own."""
     prompt_image: int = 0
     prompt_video: int = 0
+    cached: int = 0
+    """Prompt tokens of any kind that an earlier request had computed; `cached_vision` is the slots among them."""
+    cached_vision: int = 0
     completion: int = 0
     reasoning: int = 0
 
@@ -47,10 +50,15 @@ class Logprob(Struct, frozen=True):
     top: tuple[Likely, ...] = ()
 
 
+Headers = tuple[tuple[str, str], ...]
+"""What a policy wants told beside the answer, in HTTP's headers: a stream's are those of its `Started`."""
+
+
 class Started(Struct, frozen=True, tag="started"):
     """The first event: the request has left the queue and can no longer be refused."""
 
     usage: Usage
+    headers: Headers = ()
 
 
 class TextDelta(Struct, frozen=True, tag="text"):
@@ -89,6 +97,7 @@ class Finish(Struct, frozen=True, tag="finish"):
     usage: Usage
     details: str = ""
     """Why, where the reason does not say it all: `repetition`, `closed`."""
+    headers: Headers = ()
 
 
 Delta = TextDelta | ReasoningDelta | ToolCallDelta

@@ -231,6 +231,8 @@ class Request(Struct, frozen=True, kw_only=True):
     ignored: tuple[str, ...] = ()
     """Fields that were accepted and have no effect here."""
     caller: Caller = Caller("", "")
+    wire: str = ""
+    """The API it came by: `openai` or `google`."""
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

@@ -183,7 +183,7 @@ class Booking:
 
 
 def _opened(entry: Entry, owner: str) -> dict[str, object]:
-    row = {name: getattr(entry, name) for name in Entry.__struct_fields__}
+    row: dict[str, object] = {name: getattr(entry, name) for name in Entry.__struct_fields__}
     return row | {"state": "open", "owner": owner, "price": entry.price.id if entry.price else None}
 
 

@@ -27,7 +27,7 @@ class Heartbeat:
         beats = {row.id: row.beat for row in connection.execute(select(processes.c.id, processes.c.beat))}
         owners = connection.execute(select(ledger.c.owner).where(ledger.c.state == "open").distinct()).scalars()
         now = self._ticks()
-        seen = {}
+        seen: dict[str, tuple[int | None, float]] = {}
         for owner in {*beats, *owners, *self._seen} - {self.owner}:
             beat = beats.get(owner)
             before = self._seen.get(owner)

@@ -45,6 +45,10 @@ class Engine(Protocol):
         """What it tells of itself, for Prometheus."""
         ...
 
+    def room(self, request: Request, usage: Usage) -> int:
+        """Most tokens each choice can have after that prompt; raises InvalidRequest when there is no room."""
+        ...
+
     async def start(self) -> None:
         """Become ready; raises EngineUnusable."""
         ...

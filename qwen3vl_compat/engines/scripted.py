@@ -101,13 +101,17 @@ class ScriptedEngine:
         words += 4 * len(request.messages) + sum(len(video.times) for video in videos)
         return Usage(prompt_text=words, prompt_image=slots, prompt_video=frames)
 
-    async def generate(self, request: Request) -> Events:
-        """Play the script, choice after choice."""
-        usage = await self.count(request)
+    def room(self, request: Request, usage: Usage) -> int:
+        """What was asked for, or all that is left of the context."""
         room = self._context - usage.prompt
         if room < 1:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
-        limit, total = min(request.sampling.max_tokens or room, room), Usage(prompt_text=0)
+        return min(request.sampling.max_tokens or room, room)
+
+    async def generate(self, request: Request) -> Events:
+        """Play the script, choice after choice."""
+        usage = await self.count(request)
+        limit, total = self.room(request, usage), Usage(prompt_text=0)
         yield Started(usage)
         for index in range(request.choices):
             telling = _Telling(request, index)

@@ -70,7 +70,7 @@ async def whole_answer(
 ) -> Response[bytes]:
     """Generate to the end, then answer; a client that leaves ends the generation."""
     completion = await unless_gone(fold(_events(service, exchange, request)), receive)
-    return Response(encode(request, completion), media_type="application/json", headers=_headers(request))
+    return Response(encode(request, completion), media_type="application/json", headers=_headers(exchange, request))
 
 
 async def streamed_answer(
@@ -80,7 +80,7 @@ async def streamed_answer(
     events = _events(service, exchange, request)
     first = await unless_gone(_first(events), receive)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    headers |= _headers(request)
+    headers |= _headers(exchange, request)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -143,6 +143,7 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
             async for event in events:
                 if isinstance(event, Started | Finish):
                     exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
+                    exchange.answer_headers |= dict(event.headers)
                 yield event
 
 
@@ -152,7 +153,7 @@ def _known(service: Service, exchange: Exchange, request: Request) -> Request:
         message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
         raise NotFound(message, param="model", code="model_not_found")
     exchange.model = request.model
-    return msgspec.structs.replace(request, caller=exchange.caller)
+    return msgspec.structs.replace(request, caller=exchange.caller, wire="google" if exchange.google else "openai")
 
 
 def _allowed(service: Service, exchange: Exchange) -> float:
@@ -195,8 +196,8 @@ async def _rejoined(first: Event, events: Events) -> Events:
         yield event
 
 
-def _headers(request: Request) -> dict[str, str]:
+def _headers(exchange: Exchange, request: Request) -> dict[str, str]:
     if not request.ignored:
-        return {}
+        return exchange.answer_headers
     names = (name.encode("ascii", "replace").decode()[:80].strip() for name in request.ignored[:20])
-    return {"x-ignored-fields": ", ".join(name for name in names if name and name.isprintable())}
+    return exchange.answer_headers | {"x-ignored-fields": ", ".join(name for name in names if name and name.isprintable())}

@@ -55,7 +55,9 @@ def _usage(usage: Usage) -> Json:
         "totalTokenCount": usage.total,
         "promptTokensDetails": _modalities(usage),
         "candidatesTokensDetails": [{"modality": "TEXT", "tokenCount": visible}],
-    } | ({"thoughtsTokenCount": usage.reasoning} if usage.reasoning else {})
+        **({"cachedContentTokenCount": usage.cached} if usage.cached else {}),
+        **({"thoughtsTokenCount": usage.reasoning} if usage.reasoning else {}),
+    }
 
 
 def _candidate(index: int, parts: list[Json], end: Finish | Choice | None = None) -> Json:
@@ -218,6 +220,9 @@ def encode_error(error: ApiError) -> bytes:
         details.append(_detail("BadRequest", fieldViolations=[violation]))
     if error.retry_after is not None:
         details.append(_detail("RetryInfo", retryDelay=f"{error.retry_after}s"))
+    if error.quota:
+        violation = {"subject": error.quota, "description": error.message}
+        details.append(_detail("QuotaFailure", violations=[violation]))
     default = "INVALID_ARGUMENT" if code < 500 else "INTERNAL"
     body = {"code": code, "message": error.message, "status": _STATUS.get(code, default), "details": details}
     return msgspec.json.encode({"error": body})

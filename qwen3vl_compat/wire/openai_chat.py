@@ -38,7 +38,7 @@ def _usage(usage: Usage) -> Json:
         "completion_tokens": usage.completion,
         "total_tokens": usage.total,
         "prompt_tokens_details": {
-            "cached_tokens": 0,
+            "cached_tokens": usage.cached,
             "cache_write_tokens": 0,
             "audio_tokens": 0,
             "text_tokens": usage.prompt_text,
@@ -165,7 +165,7 @@ def encode_error(error: ApiError) -> bytes:
     """The error envelope, all four keys always there."""
     body = {
         "message": error.message,
-        "type": _error_type(error.status),
+        "type": error.code if error.code == "insufficient_quota" else _error_type(error.status),
         "param": error.param,
         "code": "invalid_api_key" if error.code == "missing_api_key" else error.code,
     }

@@ -247,6 +247,7 @@ class _StreamedUsage(Struct):
         return Usage(
             prompt_text=self.prompt_tokens - images - videos,
             prompt_image=images,
+            cached=details.get("cached_tokens") or 0,
             prompt_video=videos,
             completion=self.completion_tokens,
             reasoning=int((self.completion_tokens_details or {}).get("reasoning_tokens") or 0),

@@ -26,7 +26,7 @@ from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder, too_long
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
-from qwen3vl_compat.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
+from qwen3vl_compat.errors import EngineFailed, InvalidRequest, NotFound, Overloaded, TooSlow
 from qwen3vl_compat.events import Events, Usage
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
@@ -130,12 +130,29 @@ class LocalEngine:
         self._check_model(request)
         return (await asyncio.to_thread(self._prompts.build, request)).usage
 
+    def room(self, request: Request, usage: Usage) -> int:
+        """Tokens each choice may have: what was asked, or the default, never more than context and memory leave."""
+        if self._worker is None:
+            raise Overloaded("The model is not running.", retry_after=5)
+        limit = self.checkpoint.context
+        if usage.prompt >= limit:
+            raise too_long(limit, f"{usage.prompt}")
+        room = self._worker.scheduler.blocks.tokens
+        if not self._worker.scheduler.fits(usage.prompt, request.choices):
+            raise InvalidRequest(
+                f"messages: {usage.prompt} tokens for {request.choices} choices do not fit a memory of {room} tokens",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        left = min(limit, room) - usage.prompt
+        return min(request.sampling.max_tokens or self._default_max_tokens, left)
+
     async def generate(self, request: Request) -> Events:
         """Queue the request and pass its events on; closing this ends the generation within a step."""
         self._check_model(request)
         self._check_tokens(request)
         prompt = await asyncio.to_thread(self._prompts.build, request)
-        rules = await self._rules(request, self._room(request, prompt.usage))
+        rules = await self._rules(request, self.room(request, prompt.usage))
         answers = [self._answer(request, prompt, rules, choice) for choice in range(request.choices)]
         job = Job(request, prompt, answers)
         if self._worker is None or not self.alive:
@@ -218,7 +235,7 @@ class LocalEngine:
             job.put(event)
             if job.idle(self._settings.take_idle) and not job.cancelled:
                 job.cancelled = True
-                job.put(EngineFailed("The answer was not read in time."))
+                job.put(TooSlow("The answer was not read in time."))
 
     def _check_model(self, request: Request) -> None:
         if request.model != self._settings.name:
@@ -227,22 +244,6 @@ class LocalEngine:
                 param="model",
                 code="model_not_found",
             )
-
-    def _room(self, request: Request, usage: Usage) -> int:
-        """Tokens each choice may have: what was asked, or the default, never more than context and memory leave."""
-        assert self._worker is not None
-        limit = self.checkpoint.context
-        if usage.prompt >= limit:
-            raise too_long(limit, f"{usage.prompt}")
-        room = self._worker.scheduler.blocks.tokens
-        if not self._worker.scheduler.fits(usage.prompt, request.choices):
-            raise InvalidRequest(
-                f"messages: {usage.prompt} tokens for {request.choices} choices do not fit a memory of {room} tokens",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        left = min(limit, room) - usage.prompt
-        return min(request.sampling.max_tokens or self._default_max_tokens, left)
 
     # ------------------------------------------------------------------------------------------- the device's thread
 

@@ -19,6 +19,8 @@ class Job:
 
     def __init__(self, request: Request, prompt: Prompt, answers: list[Answer]) -> None:
         self.request, self.prompt, self.answers = request, prompt, answers
+        self.usage = prompt.usage
+        """Of the prompt; what of it was known already is told when it begins."""
         self.made = [0] * len(answers)
         """Tokens of the choices that have ended."""
         self.thought = [0] * len(answers)

@@ -19,7 +19,7 @@ from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
 from qwen3vl_compat.engines.local.sequence import Sequence
 from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.errors import ApiError, EngineFailed, Overloaded
-from qwen3vl_compat.events import Event, Finish, Started
+from qwen3vl_compat.events import Event, Finish, Started, Usage
 from qwen3vl_compat.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Worker:
             if not sequence.owner.started:
                 sequence.owner.started = True
                 self.metrics.prompt_tokens.inc(sequence.prompt_length)
-                self._out.append((sequence.owner, Started(sequence.owner.prompt.usage)))
+                self._out.append((sequence.owner, Started(_begun(sequence))))
         self._decode(plan.decodes)
         if plan.decodes:
             self._flush()
@@ -283,7 +283,7 @@ class Worker:
         dialect = job.answers[sequence.choice].dialect
         self._out += [(job, delta) for delta in dialect.finish(sequence.made)]
         job.made[sequence.choice], job.thought[sequence.choice] = sequence.made, dialect.thought
-        usage = msgspec.structs.replace(job.prompt.usage, completion=sum(job.made), reasoning=sum(job.thought))
+        usage = msgspec.structs.replace(job.usage, completion=sum(job.made), reasoning=sum(job.thought))
         self._out.append((job, Finish(sequence.choice, end.reason, usage, end.details)))
         self._let_go(sequence)
         rest = self._sequences[id(job)]
@@ -322,6 +322,15 @@ class Worker:
         if self._out:
             self._deliver(self._out)
             self._out = []
+
+
+def _begun(sequence: Sequence) -> Usage:
+    """The prompt's tokens, now that it is known how many of them are computed already."""
+    job: Job = sequence.owner
+    known = sequence.computed
+    slots = sum(min(span.end, known) - span.start for span in sequence.spans if span.start < known)
+    job.usage = msgspec.structs.replace(job.usage, cached=known, cached_vision=slots)
+    return job.usage
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,305 @@
+"""Metering: nothing is asked of the engine that is not counted and reserved, and nothing is sent that is not booked.
+
+The order is fixed: count the prompt exactly, take the worst case from limits and budgets, open a row, generate, close
+the row with what it really took, and only then let the answer's end go out.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any, Protocol
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from qwen3vl_compat.accounts.booking import Budget, Entry, Left, Outcome, OverBudget
+from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable
+from qwen3vl_compat.accounts.money import Counts, Price, format_amount
+from qwen3vl_compat.errors import OutOfCredit, Overloaded, TooSlow
+from qwen3vl_compat.events import Event, Events, Finish, Headers, ReasoningDelta, Started, Usage
+from qwen3vl_compat.messages import Caller, Picture, Request, Video
+from qwen3vl_compat.policies.limiting import Claim, Limiter
+from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
+from qwen3vl_compat.settings import Quotas, budgets_of
+
+CHECKPOINT_TOKENS = 32
+CHECKPOINT_S = 1.0
+"""An open row is at most so many tokens, or so long, behind what was taken from the engine."""
+
+Generate = Callable[[Request], Events]
+
+
+class Totals(Protocol):
+    """What sums up closed rows for the metrics."""
+
+    def add(self, tenant: str, model: str, state: str, counts: Counts, cost: int) -> None:
+        """One more row."""
+        ...
+
+
+class Terms(Struct, frozen=True):
+    """What holds for a caller: the key's own quotas and its tenant's."""
+
+    key: Quotas
+    tenant: Quotas
+
+
+class Books(Struct, frozen=True):
+    """Where a request is counted, and on what terms."""
+
+    ledger: Ledger
+    limiter: Limiter
+    terms_of: Callable[[Caller], Awaitable[Terms]]
+    price_of: Callable[[str, int], Awaitable[Price | None]]
+    """By model and moment (milliseconds since 1970)."""
+    totals: Totals
+    currency: str = "USD"
+
+
+class Metering:
+    """A policy; `count` and `room` are the engine's."""
+
+    def __init__(
+        self,
+        books: Books,
+        count: Callable[[Request], Awaitable[Usage]],
+        room: Callable[[Request, Usage], int],
+    ) -> None:
+        self._books, self._count, self._room = books, count, room
+
+    def __call__(self, generate: Generate) -> Generate:
+        """The same verb, metered."""
+
+        async def inside(request: Request) -> Events:
+            usage = await self._count(request)
+            room = self._room(request, usage)
+            # What the engine may make is what was reserved, whatever it would have made of a request that says nothing.
+            bound = replace(request, sampling=replace(request.sampling, max_tokens=room))
+            meter = await _Meter.opened(self._books, bound, usage)
+            try:
+                async with aclosing(generate(bound)) as events:
+                    async for event in events:
+                        yield await meter.seen(event)
+            except TooSlow:
+                raise
+            except Exception:
+                await meter.end("failed")
+                raise
+            finally:
+                await meter.end("gone")
+
+        return inside
+
+
+class _Meter:
+    """One request's row, and how far it is."""
+
+    def __init__(self, books: Books, request: Request, entry: Entry, claims: Sequence[Claim]) -> None:
+        self._books, self._request, self._entry, self._claims = books, request, entry, claims
+        self._left: tuple[Left, ...] = ()
+        self._rates: Headers = ()
+        self._made = [0] * request.choices
+        self._thought = [0] * request.choices
+        self._prompt = Counts()
+        self._started_at: int | None = None
+        self._noted, self._noted_at = 0, 0
+        self._finished = 0
+        self._closed = False
+
+    @classmethod
+    async def opened(cls, books: Books, request: Request, usage: Usage) -> "_Meter":
+        """Reserve the worst case and open the row. RateLimited, OutOfCredit and Overloaded leave all as before."""
+        terms, now = await books.terms_of(request.caller), books.ledger.now_ms()
+        price = await books.price_of(request.model, now)
+        most = request.choices * (request.sampling.max_tokens or 0)
+        worst = replace(_counts(usage, _pictures(request)), out=most, reasoning=0)
+        entry = Entry(
+            id=request.id,
+            tenant=request.caller.tenant,
+            key=request.caller.key,
+            model=request.model,
+            wire=request.wire,
+            stream=request.stream,
+            created_at=now,
+            reserved_out=most,
+            reserved=price.worst(worst) if price else 0,
+            price=price,
+        )
+        claims = [
+            *_claims(f"key:{request.caller.key}", terms.key, worst),
+            *_claims(f"tenant:{request.caller.tenant}", terms.tenant, worst),
+        ]
+        meter = cls(books, request, entry, claims)
+        await meter._admit(_budgets(request.caller, terms))
+        return meter
+
+    async def _admit(self, budgets: Sequence[Budget]) -> None:
+        limiter, name = self._books.limiter, self._entry.id
+        if self._claims:
+            decision = await limiter.admit(name, self._claims)
+            if decision.refused is not None:
+                raise refusal_of(decision)
+            self._rates = headers_of(decision.standings)
+        opened = False
+        try:
+            self._left = await self._books.ledger.open(self._entry, budgets)
+            opened = True
+        except OverBudget as refusal:
+            raise self._out_of_credit(refusal.left) from None
+        except LedgerUnavailable:
+            raise Overloaded("The server cannot book requests now. Please try again later.", retry_after=5) from None
+        finally:
+            if not opened and self._claims:
+                await _to_the_end(limiter.settle(name, [0] * len(self._claims)))
+
+    def _out_of_credit(self, left: Left) -> OutOfCredit:
+        budget, unit = left.budget, self._books.currency
+        whose, most = budget.scope.partition(":")[0], format_amount(self._entry.reserved)
+        message = (
+            f"The budget of this {whose} does not allow this request: it could cost {most} {unit}, and "
+            f"{format_amount(max(left.amount, 0))} of the {budget.period}'s {format_amount(budget.limit)} are left."
+        )
+        headers = dict(self._rates) | dict(self._budget_headers((left,), 0))
+        return OutOfCredit(message, quota=f"budget/{budget.period}", headers=headers)
+
+    async def seen(self, event: Event) -> Event:
+        """Count an event on its way out. The last one waits until the row is closed."""
+        match event:
+            case Started(usage):
+                self._prompt = _counts(usage, _pictures(self._request))
+                self._started_at = self._books.ledger.now_ms()
+                self._note()
+                reserved = ("x-cost-reserved", format_amount(self._entry.reserved))
+                told = (*self._rates, *self._budget_headers(self._left, 0), *((reserved,) if self._entry.price else ()))
+                return replace(event, headers=event.headers + told)
+            case Finish(_, reason, usage):
+                self._finished += 1
+                if self._finished == self._request.choices:
+                    counts = replace(self._prompt, out=usage.completion, reasoning=usage.reasoning)
+                    cost = await _to_the_end(self._settle(self._outcome("final", reason, counts)))
+                    return replace(event, headers=event.headers + self._cost_headers(cost))
+            case _:
+                self._made[event.index] = event.completion
+                if isinstance(event, ReasoningDelta):
+                    self._thought[event.index] = event.completion
+                waited = self._books.ledger.now_ms() - self._noted_at
+                if sum(self._made) - self._noted >= CHECKPOINT_TOKENS or abs(waited) >= 1000 * CHECKPOINT_S:
+                    self._note()
+        return event
+
+    async def end(self, finish: str) -> None:
+        """Close the row if it is open still: who left pays for what there is; what failed costs nothing."""
+        if not self._closed:
+            counts = self._so_far if self._started_at is not None else Counts()
+            outcome = self._outcome("aborted", finish, counts)
+            if finish == "failed":  # our fault, or refused by the engine before it began
+                outcome = replace(outcome, cost=0, finish="failed" if self._started_at is not None else "refused")
+            await _to_the_end(self._settle(outcome))
+
+    @property
+    def _so_far(self) -> Counts:
+        return replace(self._prompt, out=sum(self._made), reasoning=min(sum(self._thought), sum(self._made)))
+
+    def _note(self) -> None:
+        assert self._started_at is not None
+        self._noted, self._noted_at = sum(self._made), self._books.ledger.now_ms()
+        self._books.ledger.note(self._entry, self._started_at, self._so_far)
+
+    def _outcome(self, state: Any, finish: str, counts: Counts) -> Outcome:
+        price = self._entry.price
+        return Outcome(
+            state=state,
+            finish=finish,
+            started_at=self._started_at,
+            ended_at=self._books.ledger.now_ms(),
+            counts=counts,
+            cost=price.cost(counts) if price and self._started_at is not None else 0,
+        )
+
+    async def _settle(self, outcome: Outcome) -> int:
+        """Close the row, and give back what was reserved beyond it; returns what it cost."""
+        self._closed = True
+        if self._claims:
+            used = [_amount(claim.kind, outcome.counts) for claim in self._claims]
+            await self._books.limiter.settle(self._entry.id, used)
+        try:
+            cost = await self._books.ledger.settle(self._entry, outcome)
+        except LedgerUnavailable:
+            # The row is closed as soon as the database lets; until then the answer has no end that was paid for.
+            raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
+        self._books.totals.add(self._entry.tenant, self._entry.model, outcome.state, outcome.counts, cost)
+        return cost
+
+    def _budget_headers(self, lefts: Sequence[Left], more: int) -> Headers:
+        if not lefts:
+            return ()
+        tightest = min(lefts, key=lambda left: left.amount)
+        return (
+            ("x-budget-limit", format_amount(tightest.budget.limit)),
+            ("x-budget-remaining", format_amount(max(tightest.amount + more, 0))),
+            ("x-budget-period", tightest.budget.period),
+        )
+
+    def _cost_headers(self, cost: int) -> Headers:
+        if self._entry.price is None:
+            return ()
+        told = (("x-cost-total", format_amount(cost)), ("x-cost-currency", self._books.currency))
+        return told + self._budget_headers(self._left, self._entry.reserved - cost)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, Any]) -> Any:
+    """Have work done even if whoever waits for it is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _counts(usage: Usage, pictures: int) -> Counts:
+    return Counts(
+        text_in=usage.prompt_text - (usage.cached - usage.cached_vision),
+        vision_in=usage.prompt_image + usage.prompt_video - usage.cached_vision,
+        cached_in=usage.cached,
+        out=usage.completion,
+        reasoning=usage.reasoning,
+        pictures=pictures,
+    )
+
+
+def _pictures(request: Request) -> int:
+    return sum(isinstance(part, Picture | Video) for message in request.messages for part in message.leaves)
+
+
+def _amount(kind: str, counts: Counts) -> int:
+    amounts = {
+        "tokens": counts.tokens_in + counts.out,
+        "tokens_in": counts.tokens_in,
+        "tokens_out": counts.out,
+        "pictures": counts.pictures,
+    }
+    return amounts.get(kind, 0)
+
+
+def _claims(scope: str, quotas: Quotas, worst: Counts) -> list[Claim]:
+    limits = (
+        ("tokens", 60, quotas.tokens),
+        ("tokens_in", 60, quotas.tokens_in),
+        ("tokens_out", 60, quotas.tokens_out),
+        ("pictures", 86_400, quotas.pictures),
+        ("concurrent", 0, quotas.concurrent),
+    )
+    return [
+        Claim(scope=scope, kind=kind, period=period, limit=limit, amount=_amount(kind, worst) if period else 1)
+        for kind, period, limit in limits
+        if limit is not None
+    ]
+
+
+def _budgets(caller: Caller, terms: Terms) -> list[Budget]:
+    return [
+        Budget(scope=scope, period=period, limit=limit)
+        for scope, quotas in ((f"key:{caller.key}", terms.key), (f"tenant:{caller.tenant}", terms.tenant))
+        for limit, period in budgets_of(quotas.budget)
+    ]
