@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs
 
 from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+from litestar.utils import normalize_path
 
 from qwen3vl_compat.accounts.keys import Key
 from qwen3vl_compat.errors import ApiError, EngineFailed, Forbidden, InvalidRequest, Unauthorized
@@ -23,6 +24,8 @@ failures = logging.getLogger("qwen3vl_compat.failures")
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Paths served without a key; every other path needs one."""
 METRICS = "/metrics"
+ADMIN = "/admin/"
+"""Below this every path takes an admin key, as METRICS does."""
 UPLOADS = "/upload/session/"
 """Below this every path is the secret address of one upload, which is why it needs no key."""
 
@@ -45,7 +48,8 @@ class Exchange:
     def __init__(self, scope: HTTPScope) -> None:
         self.id = secrets.token_hex(12)
         self.began = time.monotonic()
-        self.path, self.method = scope["path"], scope["method"]
+        # as Litestar reads it: to judge `//metrics` by other letters than it is routed by would let anybody in
+        self.path, self.method = normalize_path(scope["path"]), scope["method"]
         self.headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         self.google = self._speaks_google()
@@ -165,7 +169,7 @@ def admit(exchange: Exchange, find_key: FindKey) -> Caller:
         raise Forbidden("The tenant of this API key is suspended.")
     if not key.usable:
         raise Unauthorized("The API key has expired or was revoked.")
-    if key.admin != (exchange.path == METRICS):
+    if key.admin != (exchange.path == METRICS or exchange.path.startswith(ADMIN)):
         kind = "an admin key; it cannot call models" if key.admin else "no admin key; this path takes one"
         raise Forbidden(f"This is {kind}.")
     return Caller(key.tenant, key.public)

@@ -76,6 +76,21 @@ async def test_metrics_take_an_admin_key_unless_set_open(service: Service, tmp_p
         assert answer.status_code == status
 
 
+@pytest.mark.parametrize("path", ["/metrics", "//metrics", "/metrics/", "///metrics//", "/admin/x", "//admin/x"])
+async def test_what_takes_an_admin_key_takes_no_other_however_it_is_spelt(
+    service: Service, tmp_path: Path, path: str
+) -> None:
+    """Litestar routes a path with more slashes like the one without them; so must the door judge it."""
+    keys = Keys(open_database(tmp_path / "state"))
+    first = keys.ensure_first()
+    assert first is not None
+    transport = httpx.ASGITransport(app=build_app(service, keys.find))  # type: ignore[arg-type]
+    async with httpx.AsyncClient(transport=transport) as made:
+        for key, status in ((first.model, 403), (first.admin, 200 if "metrics" in path else 404)):
+            answer = await made.get(f"http://t{path}", headers={"authorization": f"Bearer {key.secret_text}"})
+            assert answer.status_code == status
+
+
 async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:
     answer = await client.get("/v1/chat/completions")
     assert answer.status_code == 405
