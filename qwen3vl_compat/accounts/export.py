@@ -1,0 +1,65 @@
+"""Rows of the ledger, and sums of them, as files for other programs: CSV (RFC 4180) and JSON Lines."""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+
+from qwen3vl_compat.accounts.money import format_amount
+from qwen3vl_compat.accounts.tables import ledger
+
+Form = Literal["csv", "jsonl"]
+COLUMNS = (*(column.name for column in ledger.columns if column.name != "owner"), "currency")
+"""The ledger's own; which process served a request is the server's business."""
+
+_TIMES = ("created_at", "started_at", "ended_at")
+_MONEY = ("reserved", "cost")
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""A spreadsheet computes what begins with one of these."""
+
+
+def export(chunks: Iterable[Sequence[Mapping[str, Any]]], form: Form, currency: str) -> Iterator[bytes]:
+    """A whole file, a piece for each chunk of the ledger's rows; the CSV's first line comes with the first piece."""
+    head = csv_line(COLUMNS) if form == "csv" else b""
+    for chunk in chunks:
+        records = (_record(row, currency) for row in chunk)
+        yield head + b"".join(map(json_line, records) if form == "jsonl" else map(csv_line, map(_values, records)))
+        head = b""
+    if head:
+        yield head
+
+
+def csv_line(values: Iterable[object]) -> bytes:
+    """One line of a CSV file; a text that a spreadsheet would compute gets an apostrophe in front."""
+    line = io.StringIO()
+    csv.writer(line).writerow([_cell(value) for value in values])
+    return line.getvalue().encode()
+
+
+def json_line(record: Mapping[str, object]) -> bytes:
+    """One line of a JSON Lines file."""
+    return msgspec.json.encode(record) + b"\n"
+
+
+def _record(row: Mapping[str, Any], currency: str) -> dict[str, object]:
+    """A row with its times in ISO 8601 and its money as decimal numbers in text."""
+    record: dict[str, object] = {name: row[name] for name in COLUMNS[:-1]}
+    record |= {name: _moment(row[name]) for name in _TIMES if row[name] is not None}
+    return record | {name: format_amount(row[name]) for name in _MONEY} | {"currency": currency}
+
+
+def _values(record: Mapping[str, object]) -> Iterable[object]:
+    return record.values()
+
+
+def _moment(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
