@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Engine,
     RowMapping,
@@ -183,7 +184,7 @@ def _parts(query: Query) -> Iterator[Select[Any]]:
 
 def _of_ledger(query: Query) -> Select[Any]:
     # the width is spelled out: two parameters would be two different expressions to PostgreSQL
-    bucket = ledger.c.created_at // literal_column(str(WIDTHS[query.width] * 1000))
+    bucket = ledger.c.created_at // literal_column(str(WIDTHS[query.width] * 1000), BigInteger)
     return _sums(query, ledger, bucket, func.count()).where(ledger.c.state != "open", _within(query))
 
 
