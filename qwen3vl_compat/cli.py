@@ -31,8 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
     except KeyboardInterrupt:
         sys.exit(130)
-    except OperationalError as error:  # another process holds the lock, or the disk is full
-        print(f"qwen3vl-compat: the database cannot be used now: {error.orig}", file=sys.stderr)
+    except OperationalError as error:  # another process holds the lock, the disk is full or the server is gone
+        reason = str(error.orig).partition("\n")[0]
+        print(f"qwen3vl-compat: the database cannot be used now: {reason}", file=sys.stderr)
         sys.exit(1)
     except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey, ValueError) as error:
         print(f"qwen3vl-compat: {error}", file=sys.stderr)
@@ -90,7 +91,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 def _database(settings: Settings) -> Engine:
     folder = Path(settings.server.state_dir).expanduser()
-    return open_database(folder, synchronous=settings.ledger.synchronous)
+    return open_database(folder, settings.ledger)
 
 
 def _keys(settings: Settings) -> Keys:

@@ -1,4 +1,4 @@
-"""The tables of `qwen3vl.db`, written so that SQLite and PostgreSQL read them alike.
+"""The tables of the accounts, written so that SQLite and PostgreSQL read them alike.
 
 Times are BIGINT milliseconds since 1970 (UTC). Lists are JSON text: NULL is "no restriction", `[]` is "none at all".
 A change here needs a migration beside it: a test compares the two.
@@ -32,6 +32,17 @@ metadata = MetaData(
         "ix": "ix_%(table_name)s_%(column_0_name)s",
     }
 )
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("currency", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    CheckConstraint("length(id) = 32", name="id"),
+    CheckConstraint("length(currency) = 3", name="currency"),
+)
+"""One row: which database this is, as its state folders know it too, and the currency of all its money."""
 
 tenants = Table(
     "tenants",

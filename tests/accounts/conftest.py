@@ -1,4 +1,4 @@
-"""A database of its own for each test, and a clock that only moves when told to."""
+"""A database of its own for each test, of either kind, and a clock that only moves when told to."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from qwen3vl_compat.accounts.database import FILE, open_database
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.accounts.sqlite import FILE
+from qwen3vl_compat.settings import LedgerSettings
 
 
 class Clock:
@@ -44,10 +46,24 @@ def state_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def engine(state_dir: Path, new_file: Path) -> Iterator[Engine]:
+def sqlite(state_dir: Path, new_file: Path) -> LedgerSettings:
+    """The settings of a new file in the state folder."""
     state_dir.mkdir()
     shutil.copy(new_file, state_dir)
-    engine = open_database(state_dir)
+    return LedgerSettings()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def ledger(request: pytest.FixtureRequest) -> LedgerSettings:
+    """The settings of a new database, of each kind in turn."""
+    settings: LedgerSettings = request.getfixturevalue("sqlite" if request.param == "sqlite" else "new_postgres")
+    return settings
+
+
+@pytest.fixture
+def engine(state_dir: Path, ledger: LedgerSettings) -> Iterator[Engine]:
+    """A new database, of each kind in turn."""
+    engine = open_database(state_dir, ledger)
     yield engine
     engine.dispose()
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qwen3vl_compat.accounts.database import FILE, DatabaseUnusable, open_database
+from qwen3vl_compat.accounts.database import DatabaseUnusable, open_database
 from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.accounts.sqlite import FILE
 
 
 def run_sql(path: Path, *statements: str) -> None:
@@ -134,7 +135,7 @@ class TestRefusing:
     def test_a_database_held_by_another_program_is_refused_with_the_reason(
         self, state_dir: Path, filled: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("qwen3vl_compat.accounts.database._WAIT_S", 0.05)
+        monkeypatch.setattr("qwen3vl_compat.accounts.sqlite._WAIT_S", 0.05)
         with closing(sqlite3.connect(filled, isolation_level=None)) as holder:
             holder.execute("PRAGMA locking_mode=EXCLUSIVE")
             holder.execute("BEGIN EXCLUSIVE")

@@ -1,4 +1,4 @@
-"""The database file: made once, private, at the newest revision, however many start at once."""
+"""The database: made once, at the newest revision, however many start at once; as a file private to its owner."""
 
 import json
 import os
@@ -7,17 +7,21 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
-from sqlalchemy import exc
+from sqlalchemy import Engine, exc
 
 from qwen3vl_compat.accounts import migrations
-from qwen3vl_compat.accounts.database import FILE, Synchronous, open_database
+from qwen3vl_compat.accounts.database import open_database
+from qwen3vl_compat.accounts.installation import MARKER
 from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.accounts.sqlite import FILE
+from qwen3vl_compat.settings import LedgerSettings
+from tests.postgres import Server
 
 ROUNDS = 8
 
@@ -60,6 +64,7 @@ class TestMaking:
             os.umask(before)
         assert mode(state_dir) == 0o700
         assert {path.name: mode(path) for path in state_dir.iterdir()} == {
+            MARKER: 0o600,
             FILE: 0o600,
             f"{FILE}-wal": 0o600,
             f"{FILE}-shm": 0o600,
@@ -76,8 +81,8 @@ class TestMaking:
         assert (mode(empty), mode(used), mode(used / FILE)) == (0o700, 0o755, 0o600)
 
     @pytest.mark.parametrize(("synchronous", "number"), [("NORMAL", 1), ("FULL", 2)])
-    def test_every_connection_is_set_up(self, state_dir: Path, synchronous: Synchronous, number: int) -> None:
-        engine = open_database(state_dir, synchronous=synchronous)
+    def test_every_connection_is_set_up(self, state_dir: Path, synchronous: Any, number: int) -> None:
+        engine = open_database(state_dir, LedgerSettings(synchronous=synchronous))
         with engine.connect() as one, engine.connect() as other:
             for connection in (one, other):
                 pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
@@ -105,7 +110,7 @@ class TestMaking:
         (state_dir / f"{FILE}.new").write_bytes(b"half")
         (state_dir / f"{FILE}.new-journal").write_bytes(b"half")
         open_database(state_dir).dispose()
-        assert [path.name for path in state_dir.iterdir()] == [FILE]
+        assert {path.name for path in state_dir.iterdir()} == {MARKER, FILE}
 
     def test_a_restored_backup_without_write_ahead_logging_gets_it_back(self, state_dir: Path, filled: Path) -> None:
         run_sql(filled, "PRAGMA journal_mode=DELETE")
@@ -139,32 +144,52 @@ class TestMaking:
         engine.dispose()
 
 
+def race(orders: Sequence[tuple[str, str]]) -> list[list[list[str] | None]]:
+    """What each of two processes got, for each order: the state folders of the two, with {} for a racer, and a URL."""
+    outcomes: list[list[list[str] | None]] = []
+    with ExitStack() as running:
+        racers = [running.enter_context(racer()) for _ in range(2)]
+        assert [out.readline() for _, out in racers] == ["ready\n"] * 2
+        for folder, url in orders:
+            for number, (into, _) in enumerate(racers):
+                into.write(json.dumps({"folder": folder.format(number), "url": url}) + "\n")
+                into.flush()
+            outcomes.append([json.loads(out.readline()) for _, out in racers])
+    return outcomes
+
+
 class TestRacing:
     def test_processes_starting_at_once_all_succeed_and_one_gets_the_first_keys(self, tmp_path: Path) -> None:
         folders = [tmp_path / f"race{number}" for number in range(ROUNDS)]
-        outcomes: list[list[list[str] | None]] = []
-        with ExitStack() as running:
-            racers = [running.enter_context(racer()) for _ in range(2)]
-            assert [out.readline() for _, out in racers] == ["ready\n"] * 2
-            for folder in folders:
-                folder.mkdir()
-                (folder / "blank.db").touch()
-                for orders, _ in racers:
-                    orders.write(f"{folder}\n")
-                    orders.flush()
-                outcomes.append([json.loads(out.readline()) for _, out in racers])
+        for folder in folders:
+            folder.mkdir()
+            (folder / "blank.db").touch()
+        outcomes = race([(str(folder / "state"), "") for folder in folders])
         for folder, outcome in zip(folders, outcomes, strict=True):
             (pair,) = [got for got in outcome if got]
             with closing(sqlite3.connect(folder / "blank.db")) as blank:
-                assert blank.execute("SELECT version_num FROM alembic_version").fetchall() == [
-                    (migrations.REVISIONS[-1],)
-                ]
+                for query in ("SELECT version_num FROM alembic_version", "SELECT count(*) FROM installation"):
+                    assert blank.execute(query).fetchall() in ([(migrations.REVISIONS[-1],)], [(1,)])
             engine = open_database(folder / "state")
             assert {key.public for key in Keys(engine).list()} == set(pair)
             engine.dispose()
 
-    def test_upgrading_again_finds_nothing_to_do(self, state_dir: Path) -> None:
-        engine = open_database(state_dir)
+    @pytest.mark.parametrize("folder", ["state", "state{}"])
+    def test_so_they_do_on_a_server_from_one_machine_and_from_two(
+        self, tmp_path: Path, postgres: Server, folder: str
+    ) -> None:
+        with ExitStack() as made:
+            urls = [postgres.url(made.enter_context(postgres.database())) for _ in range(ROUNDS)]
+            places = [str(tmp_path / f"race{number}" / folder) for number in range(ROUNDS)]
+            outcomes = race(list(zip(places, urls, strict=True)))
+            for place, url, outcome in zip(places, urls, outcomes, strict=True):
+                (pair,) = [got for got in outcome if got]
+                engine = open_database(Path(place.format(1)), LedgerSettings(url=url))
+                assert {key.public for key in Keys(engine).list()} == set(pair)
+                with engine.connect() as connection:
+                    assert connection.exec_driver_sql("SELECT count(*) FROM installation").scalar() == 1
+                engine.dispose()
+
+    def test_upgrading_again_finds_nothing_to_do(self, engine: Engine) -> None:
         with engine.begin() as connection:
             migrations.upgrade(connection)
-        engine.dispose()

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, event, update
 
 from qwen3vl_compat.accounts import tables
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys, UnknownKey, UnknownTenant
+from qwen3vl_compat.settings import LedgerSettings
 
 from .conftest import Clock
 
@@ -68,7 +70,10 @@ class TestForm:
 
 
 class TestSecrecy:
-    def test_only_the_hash_is_in_the_files(self, keys: Keys, engine: Engine, state_dir: Path) -> None:
+    def test_only_the_hash_is_in_the_files(self, sqlite: LedgerSettings, state_dir: Path) -> None:
+        engine = open_database(state_dir, sqlite)
+        keys = Keys(engine)
+        keys.add_tenant("acme")
         first = keys.ensure_first()
         assert first is not None
         made = [first.model, first.admin, *(keys.create("acme") for _ in range(5))]
@@ -84,6 +89,14 @@ class TestSecrecy:
                 assert text not in content
                 assert text[16:] not in content
                 assert text[16:36] not in content
+
+    def test_only_the_hash_is_in_the_tables(self, keys: Keys, engine: Engine) -> None:
+        new = keys.create("acme", label="laptop")
+        with engine.connect() as connection:
+            held = repr([connection.execute(table.select()).all() for table in tables.metadata.sorted_tables])
+        assert repr(hashlib.sha256(new.secret_text.encode()).digest()) in held
+        assert new.key.public in held
+        assert new.secret_text[16:36] not in held
 
     def test_no_representation_shows_a_secret(self, keys: Keys) -> None:
         first = keys.ensure_first()

@@ -16,8 +16,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from qwen3vl_compat.accounts import migrations
-from qwen3vl_compat.accounts.database import FILE, open_database
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.accounts.tables import metadata
 
 
@@ -48,7 +49,7 @@ class TestMigrations:
             one = {name: clauses(sql) for name, sql in wanted.exec_driver_sql(query)}
             other = {name: clauses(sql) for name, sql in made.exec_driver_sql(query)}
         assert one == other
-        assert len(one) == 11 + 11
+        assert len(one) == 12 + 11
         engine.dispose()
         fresh.dispose()
 

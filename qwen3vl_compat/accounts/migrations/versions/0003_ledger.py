@@ -1,4 +1,4 @@
-"""Limits, prices, the ledger with its sums, the audit and replies kept for a while."""
+"""Which database it is, limits, prices, the ledger with its sums, the audit and replies kept for a while."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -21,6 +21,15 @@ def upgrade() -> None:
     """Make the tables, columns and triggers; names are spelled out, as in every migration."""
     op.add_column("tenants", sa.Column("limits", sa.Text))
     op.add_column("keys", sa.Column("limits", sa.Text))
+    op.create_table(
+        "installation",
+        sa.Column("id", sa.Text, nullable=False),
+        sa.Column("currency", sa.Text, nullable=False),
+        sa.Column("created_at", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_installation")),
+        sa.CheckConstraint("length(id) = 32", name=op.f("ck_installation_id")),
+        sa.CheckConstraint("length(currency) = 3", name=op.f("ck_installation_currency")),
+    )
     op.create_table(
         "processes",
         sa.Column("id", sa.Text, nullable=False),
@@ -162,7 +171,7 @@ def _forbid(name: str, what: str, when: str, words: str) -> None:
 def downgrade() -> None:
     """Back to files; what was counted is lost."""
     postgres = op.get_bind().dialect.name == "postgresql"
-    for table in ("replies", "audit", "spending", "daily", "ledger", "prices", "processes"):
+    for table in ("replies", "audit", "spending", "daily", "ledger", "prices", "processes", "installation"):
         op.drop_table(table)
     for name in _RULES if postgres else ():
         op.execute(f"DROP FUNCTION {name}()")
