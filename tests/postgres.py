@@ -30,9 +30,9 @@ _numbers = count(1)
 class Server:
     """A running server; each test has databases of its own in it."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` is empty and the server's user may write in it."""
-        self._folder, self._bin = folder, BINARIES[-1].parent
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        """`folder` is empty and the server's user may write in it; `durable` commits wait for the disk."""
+        self._folder, self._bin, self._durable = folder, BINARIES[-1].parent, durable
         (folder / "password").write_text(PASSWORD)
         made = [self._bin / "initdb", "-D", folder / "data", "--username=accounts", f"--pwfile={folder / 'password'}"]
         made += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"]
@@ -46,7 +46,14 @@ class Server:
         for _ in range(5):
             port = self.port or _free_port()
             command = [self._bin / "postgres", "-D", self._folder / "data", "-p", str(port), "-k", ""]
-            command += ["-c", "fsync=off", "-c", "max_connections=60", "-c", "listen_addresses=127.0.0.1"]
+            command += [
+                "-c",
+                f"fsync={'on' if self._durable else 'off'}",
+                "-c",
+                "max_connections=60",
+                "-c",
+                "listen_addresses=127.0.0.1",
+            ]
             with (self._folder / "log").open("ab") as log:
                 self._process = subprocess.Popen(_as_user(command), stdout=log, stderr=log, cwd=self._folder)
             if self._answers(port):
@@ -122,11 +129,18 @@ def postgres() -> Iterator[Server]:
         pytest.skip("PostgreSQL is not installed")
     memory = Path("/dev/shm")  # where a database is made ten times faster
     roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
-    folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=memory if roomy else None))
+    with running(memory if roomy else None) as server:
+        yield server
+
+
+@contextmanager
+def running(place: Path | None = None, *, durable: bool = False) -> Iterator[Server]:
+    """A server in a new folder at that place, removed at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-", dir=place))
     try:
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres", "postgres")
-        server = Server(folder)
+        server = Server(folder, durable=durable)
         try:
             yield server
         finally:

@@ -12,10 +12,10 @@ import pytest
 from sqlalchemy import Engine, func, insert, select, update
 
 from qwen3vl_compat.accounts.booking import Budget, Entry, Outcome, OverBudget
-from qwen3vl_compat.accounts.database import FILE
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable
 from qwen3vl_compat.accounts.money import Counts, Price
+from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.accounts.tables import COUNTS, daily, ledger, prices, processes, spending
 from tests.accounts.conftest import Clock
 
