@@ -4,10 +4,13 @@ A counter counts in windows of its period that begin at whole multiples of it si
 period 0 is a gauge of what is under way. Whether all claims fit is decided in one step: all are noted, or none.
 """
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
 from msgspec import Struct
+
+from qwen3vl_compat.settings import LimitSettings, SettingsError
 
 Kind = Literal["requests", "tokens", "tokens_in", "tokens_out", "pictures", "concurrent"]
 HELD_S = 60
@@ -17,7 +20,10 @@ SEEDED_S = 3600
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """So much of one counter. `scope` is whose: `ip:<address>`, `key:<public>` or `tenant:<id>`."""
+    """So much of one counter. `scope` is whose: `ip:<address>`, `key:<public>` or `tenant:<id>`.
+
+    Nothing always fits. Two claims of one decision on the same counter are added up.
+    """
 
     scope: str
     kind: Kind
@@ -26,15 +32,28 @@ class Claim(Struct, frozen=True, kw_only=True):
     limit: int
     """Most in one window."""
     amount: int
+    """Of `concurrent` 1: a name has one place."""
 
     @property
     def counter(self) -> str:
         """The counter's name, the same in every process."""
         return f"{self.scope}:{self.kind}:{self.period}"
 
+    def start(self, now: int) -> int:
+        """When the window began that `now` lies in, both in milliseconds since 1970."""
+        return now - now % (1000 * self.period)
+
+    def standing(self, room: int, now: int) -> "Standing":
+        """How the counter stands with so much room at `now`, milliseconds since 1970."""
+        reset = (self.start(now) + 1000 * self.period - now) / 1000 if self.period else 0.0
+        return Standing(claim=self, remaining=max(0, room), reset=reset)
+
 
 class Standing(Struct, frozen=True, kw_only=True):
-    """How a counter stands after a decision: what is left of it (never below 0), and seconds until it begins anew."""
+    """How a counter stands after a decision: what is left of it (never below 0), and seconds until it begins anew.
+
+    A gauge never does: its `reset` is 0.
+    """
 
     claim: Claim
     remaining: int
@@ -54,16 +73,19 @@ Seed = Callable[[Claim, int], Awaitable[int]]
 
 class Limiter(Protocol):
     """Counts claims. All methods are called from one asyncio loop and none raises: a limiter that cannot do as it
-    should does the next best and says so in the log.
+    should does the next best and says so in the log. A name is one request's, and never used again by another.
     """
 
     async def admit(self, name: str, claims: Sequence[Claim]) -> Decision:
-        """Note all claims, or none. With a name they are held until settled; again with the same changes nothing."""
+        """Note all claims, or none. With a name they are held until settled; again with the same changes nothing.
+
+        Places are taken only under a name.
+        """
         ...
 
     async def settle(self, name: str, amounts: Sequence[int]) -> None:
         """What was used of each claim, in their order: the rest goes back to the same window, and a place under way is
-        free. Only the first time for a name; an unknown one is nothing.
+        free. Only the first time for a name; an unknown one is nothing. No more is counted than was claimed.
         """
         ...
 
@@ -74,3 +96,27 @@ class Limiter(Protocol):
     async def close(self) -> None:
         """End that."""
         ...
+
+
+def make_limiter(settings: LimitSettings, seed: Seed | None, share: Callable[[], int]) -> Limiter:
+    """The limiter that is asked for: in Redis with `limits.redis`, else in this process with its share of all limits.
+
+    `share` says how many processes there are. Raises SettingsError.
+    """
+    from qwen3vl_compat.policies.limiting.local import LocalLimiter
+
+    local = LocalLimiter(seed, time.time, share)
+    if not settings.redis:
+        return local
+    try:
+        from qwen3vl_compat.policies.limiting.fallback import FallbackLimiter
+        from qwen3vl_compat.policies.limiting.shared import RedisLimiter
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "redis":
+            raise
+        raise SettingsError("limits.redis needs the package redis: install qwen3vl-compat[redis].") from None
+    try:
+        shared = RedisLimiter(settings.redis, seed, wait=settings.redis_wait)
+    except ValueError as error:
+        raise SettingsError(f"limits.redis cannot be used: {error}.") from None
+    return FallbackLimiter(shared, local)

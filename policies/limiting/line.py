@@ -1,0 +1,151 @@
+"""The one connection to Redis: any number of calls are under way on it at once, and answered in their order.
+
+So hundreds of requests open no hundreds of connections, none waits for another's turn, and one that is cancelled leaves
+the connection whole. A call that gets no answer in its time means that Redis is lost: all calls end at once.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any
+
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+
+TURNS = 8
+"""Turns of the loop in which an answer that came while something else kept the loop busy is still taken."""
+CLOSING_S = 1.0
+
+
+class Lost(Exception):
+    """Redis did not do as it should; the message says how in a few words."""
+
+
+class Line:
+    """A connection, opened by the first call and after every loss by the next one."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ValueError for a URL that is none."""
+        self._connections = ConnectionPool.from_url(
+            url, protocol=2, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
+        )
+        self._connection: AbstractConnection | None = None
+        self._replies: deque[asyncio.Future[object]] = deque()
+        self._opening: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._calls: set[asyncio.Task[object]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._lost = ""
+
+    async def call(self, until: float, *words: str | int) -> object:
+        """The reply to a command, connecting included, before `until` on the loop's clock.
+
+        Raises Lost, and ResponseError where Redis refuses. The command goes out even when the caller is cancelled.
+        """
+        task = asyncio.create_task(self._exchange(words))
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.wait([task], timeout=max(0, until - asyncio.get_running_loop().time()))
+        for _ in range(TURNS):
+            if not task.done():
+                await asyncio.sleep(0)
+        if not task.done():
+            self._drop("it does not answer in time")
+        if not task.done() or task.cancelled():
+            raise Lost(self._lost)
+        return task.result()
+
+    async def close(self) -> None:
+        """Hang up; nothing of the connection stays."""
+        self._drop("closed")
+        await asyncio.sleep(0)  # what was cancelled hangs up too
+        for task in (await asyncio.wait(self._closing, timeout=CLOSING_S))[1] if self._closing else ():
+            task.cancel()
+
+    async def _exchange(self, words: tuple[str | int, ...]) -> object:
+        connection = await self._connected()
+        reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        self._replies.append(reply)  # with nothing between this and the writing, so that the orders agree
+        try:
+            await connection.send_packed_command(connection.pack_command(*words), check_health=False)
+        except (RedisError, OSError) as error:
+            self._drop(str(error))
+            raise Lost(self._lost) from None
+        answer = await reply
+        if isinstance(answer, ResponseError):
+            raise answer
+        return answer
+
+    async def _connected(self) -> AbstractConnection:
+        if self._connection is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+            await asyncio.wait([self._opening])
+        if self._connection is None:
+            raise Lost(self._lost)
+        return self._connection
+
+    async def _open(self) -> None:
+        connection = self._connections.make_connection()
+        try:
+            await connection.connect()
+        except (RedisError, OSError) as error:
+            self._lost = str(error)
+            self._hang_up(connection)
+        except BaseException:
+            self._hang_up(connection)
+            raise
+        else:
+            self._connection = connection
+            self._reading = asyncio.create_task(self._read(connection))
+        finally:
+            if self._opening is asyncio.current_task():
+                self._opening = None
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        """Hand out replies as they come, until the connection ends."""
+        try:
+            while True:
+                try:
+                    answer: object = await connection.read_response(disconnect_on_error=False)
+                except ResponseError as refusal:
+                    answer = refusal
+                reply = self._replies.popleft()
+                if not reply.done():
+                    reply.set_result(answer)
+        except (RedisError, OSError) as error:
+            self._drop(str(error))
+        except IndexError:
+            self._drop("it answers what was not asked")
+
+    def _drop(self, reason: str) -> None:
+        """Hang up, and end all calls with this reason."""
+        self._lost = reason
+        for task in (*self._calls, self._opening, self._reading):
+            if task is not None:
+                task.cancel()
+        self._replies.clear()
+        connection, self._connection = self._connection, None
+        self._opening = self._reading = None
+        if connection is not None:
+            self._hang_up(connection)
+
+    def _hang_up(self, connection: AbstractConnection) -> None:
+        task = asyncio.create_task(connection.disconnect())
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._calls.discard(task)
+        _note(task)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        _note(task)
+
+
+def _note(task: asyncio.Task[Any]) -> None:
+    """Take note of a task's error, which its caller may not be there to do."""
+    if not task.cancelled():
+        task.exception()
