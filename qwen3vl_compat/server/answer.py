@@ -17,7 +17,7 @@ from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Prepared
 from qwen3vl_compat.server.body import Disconnected
-from qwen3vl_compat.server.door import Exchange
+from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.settings import Settings
@@ -70,7 +70,7 @@ async def whole_answer(
 ) -> Response[bytes]:
     """Generate to the end, then answer; a client that leaves ends the generation."""
     completion = await unless_gone(fold(_events(service, exchange, request)), receive)
-    return Response(encode(request, completion), media_type="application/json", headers=_headers(exchange, request))
+    return Response(encode(request, completion), media_type="application/json", headers=_headers(request))
 
 
 async def streamed_answer(
@@ -80,7 +80,7 @@ async def streamed_answer(
     events = _events(service, exchange, request)
     first = await unless_gone(_first(events), receive)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    headers |= _headers(exchange, request)
+    headers |= _headers(request)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -196,8 +196,8 @@ async def _rejoined(first: Event, events: Events) -> Events:
         yield event
 
 
-def _headers(exchange: Exchange, request: Request) -> dict[str, str]:
+def _headers(request: Request) -> dict[str, str]:
     if not request.ignored:
-        return exchange.answer_headers
+        return {}
     names = (name.encode("ascii", "replace").decode()[:80].strip() for name in request.ignored[:20])
-    return exchange.answer_headers | {"x-ignored-fields": ", ".join(name for name in names if name and name.isprintable())}
+    return {"x-ignored-fields": ", ".join(name for name in names if name and name.isprintable())}

@@ -21,7 +21,8 @@ from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import file_routes, google_routes, health, model_routes, openai_routes, upload_routes
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
-from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, exchange_of, failures
+from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, failures
+from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.settings import Settings
 

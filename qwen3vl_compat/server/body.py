@@ -10,7 +10,7 @@ from litestar.types import Receive
 from msgspec import Struct
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.server.door import Exchange
+from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.settings import ServerSettings
 
 

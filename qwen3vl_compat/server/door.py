@@ -2,92 +2,28 @@
 
 import logging
 import re
-import secrets
 import time
 from collections.abc import Iterable, Set
 from http import HTTPStatus
-from typing import Any, Protocol
-from urllib.parse import parse_qs
+from typing import Any
 
-from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
-from litestar.utils import normalize_path
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
-from qwen3vl_compat.accounts.keys import Key
-from qwen3vl_compat.errors import ApiError, EngineFailed, Forbidden, InvalidRequest, Unauthorized
-from qwen3vl_compat.messages import Caller
+from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest
 from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES, Head
-from qwen3vl_compat.wire import generate_content, openai_chat
+from qwen3vl_compat.server.exchange import Exchange
+from qwen3vl_compat.server.guard import Guard
 
 log = logging.getLogger("qwen3vl_compat.access")
 failures = logging.getLogger("qwen3vl_compat.failures")
 
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Paths served without a key; every other path needs one."""
-METRICS = "/metrics"
-ADMIN = "/admin/"
-"""Below this every path takes an admin key, as METRICS does."""
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 UPLOADS = "/upload/session/"
 """Below this every path is the secret address of one upload, which is why it needs no key."""
 
-
-_UNREAD = frozenset({401, 403, 408, 413, 415, 431})
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?")
-
-
-class FindKey(Protocol):
-    """Looks a presented key up."""
-
-    def __call__(self, presented: str, /) -> Key | None:
-        """The key, or None when it is none of ours."""
-        ...
-
-
-class Exchange:
-    """What is known of one request, for its log line and its headers."""
-
-    def __init__(self, scope: HTTPScope) -> None:
-        self.id = secrets.token_hex(12)
-        self.began = time.monotonic()
-        # as Litestar reads it: to judge `//metrics` by other letters than it is routed by would let anybody in
-        self.path, self.method = normalize_path(scope["path"]), scope["method"]
-        self.headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        self.query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        self.google = self._speaks_google()
-        self.caller = Caller("", "")
-        self.status = 0
-        self.model = self.tokens = "-"
-        self.answer_headers: dict[str, str] = {}
-
-    def _speaks_google(self) -> bool:
-        if self.path.startswith(("/v1beta", "/upload/")):
-            return True
-        named = "x-goog-api-key" in self.headers or "key" in self.query
-        if self.path.startswith("/v1/files"):
-            return named or any(header.startswith("x-goog-upload-") for header in self.headers)
-        return self.path.startswith("/v1/models") and (self.method == "POST" or named)
-
-    @property
-    def key(self) -> str | None:
-        """The key as it was presented, in any of the ways the two families of clients have."""
-        scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and bearer.strip():
-            return bearer.strip()
-        if header := self.headers.get("x-goog-api-key"):
-            return header
-        return self.query["key"][0] if self.google and self.query.get("key") else None
-
-    def encode(self, error: ApiError) -> tuple[int, dict[str, str], bytes]:
-        """The error as this request's wire says it: status, headers, body."""
-        headers = {"content-type": "application/json", **self.answer_headers}
-        if error.retry_after is not None:
-            headers |= {"retry-after": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
-        if error.status in _UNREAD:  # the body was not read: what still comes of it must not be waited for
-            headers["connection"] = "close"
-        if self.google:
-            return generate_content.status_of(error), headers, generate_content.encode_error(error)
-        return error.status, headers, openai_chat.encode_error(error)
-
-
 _NO_REQUEST = {
     400: ("The request is not valid HTTP.", "invalid_http"),
     408: ("The head of the request came too slowly.", "request_timeout"),
@@ -107,12 +43,7 @@ def refusal(status: int, target: bytes, head: Head) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def exchange_of(scope: Scope) -> Exchange:
-    """The exchange the door opened for this request."""
-    return scope["state"]["exchange"]
-
-
-def door(app: ASGIApp, find_key: FindKey, open_paths: Set[str] = OPEN_PATHS) -> ASGIApp:
+def door(app: ASGIApp, guard: Guard, open_paths: Set[str] = OPEN_PATHS) -> ASGIApp:
     """Wrap the application; nothing behind it runs for a request without a key, save on the open paths."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +56,9 @@ def door(app: ASGIApp, find_key: FindKey, open_paths: Set[str] = OPEN_PATHS) -> 
         try:
             check_head(scope["headers"])
             if needs_key(exchange.path, open_paths):
-                exchange.caller = admit(exchange, find_key)
+                exchange.unread = exchange.method in _WITH_BODY
+                await guard.admit(exchange, scope)
+                exchange.unread = False
             await app(scope, receive, tell)
         except ApiError as error:
             await _answer(exchange, error, tell)
@@ -156,30 +89,14 @@ def check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise InvalidRequest("Host: must be given once, as a name or address with or without a port.", param="Host")
 
 
-def admit(exchange: Exchange, find_key: FindKey) -> Caller:
-    """Who is calling; raises Unauthorized or Forbidden."""
-    presented = exchange.key
-    if presented is None:
-        where = "x-goog-api-key: ..." if exchange.google else "Authorization: Bearer ..."
-        raise Unauthorized(f"No API key was given: send it as '{where}'.", code="missing_api_key")
-    key = find_key(presented)
-    if key is None:
-        raise Unauthorized("The API key is not valid.")
-    if key.problem == "suspended":
-        raise Forbidden("The tenant of this API key is suspended.")
-    if not key.usable:
-        raise Unauthorized("The API key has expired or was revoked.")
-    if key.admin != (exchange.path == METRICS or exchange.path.startswith(ADMIN)):
-        kind = "an admin key; it cannot call models" if key.admin else "no admin key; this path takes one"
-        raise Forbidden(f"This is {kind}.")
-    return Caller(key.tenant, key.public)
-
-
 def _telling(exchange: Exchange, send: Send) -> Send:
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
             exchange.status = message["status"]
             headers = [*message.get("headers", []), (b"x-request-id", exchange.id.encode())]
+            told = {name.lower() for name, _ in headers}
+            more = [(name.encode(), value.encode()) for name, value in exchange.answer_headers.items()]
+            headers += [(name, value) for name, value in more if name not in told]
             message = {**message, "headers": headers}  # pyright: ignore[reportAssignmentType]
         await send(message)
 

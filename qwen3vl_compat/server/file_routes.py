@@ -16,7 +16,7 @@ from qwen3vl_compat.errors import ApiError, InvalidRequest, NotFound
 from qwen3vl_compat.messages import FileInfo
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Bounds, Disconnected, announced_size, body_chunks
-from qwen3vl_compat.server.door import Exchange, exchange_of
+from qwen3vl_compat.server.exchange import Exchange, exchange_of
 from qwen3vl_compat.server.files import Files, Intake
 from qwen3vl_compat.server.form import OVERHEAD, Form
 from qwen3vl_compat.settings import Settings

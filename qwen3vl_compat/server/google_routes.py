@@ -15,7 +15,7 @@ from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, counted, streamed_answer, whole_answer
-from qwen3vl_compat.server.door import Exchange, exchange_of
+from qwen3vl_compat.server.exchange import Exchange, exchange_of
 from qwen3vl_compat.server.openai_routes import LARGE, received
 from qwen3vl_compat.wire import generate_content, sse
 

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 
 from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
 from qwen3vl_compat.server.body import read_json_body
-from qwen3vl_compat.server.door import Exchange, exchange_of
+from qwen3vl_compat.server.exchange import Exchange, exchange_of
 from qwen3vl_compat.wire import openai_chat, sse
 
 LARGE = 2**17

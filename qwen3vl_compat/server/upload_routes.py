@@ -18,7 +18,8 @@ from qwen3vl_compat.accounts.files import NewUpload
 from qwen3vl_compat.errors import ApiError, InvalidRequest
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import body_chunks, read_json_body, too_large
-from qwen3vl_compat.server.door import UPLOADS, Exchange, exchange_of
+from qwen3vl_compat.server.door import UPLOADS
+from qwen3vl_compat.server.exchange import Exchange, exchange_of
 from qwen3vl_compat.server.file_routes import base_of, bounds_of, files_of, let_pass
 from qwen3vl_compat.wire import files as wire
 

@@ -16,7 +16,8 @@ from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_routes, build_service
 from qwen3vl_compat.server.body import Disconnected, read_json_body
-from qwen3vl_compat.server.door import Exchange, needs_key
+from qwen3vl_compat.server.door import needs_key
+from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.settings import ServerSettings, Settings
 

@@ -1,0 +1,71 @@
+"""What is known of one request while it is served."""
+
+import secrets
+import time
+from urllib.parse import parse_qs
+
+from litestar.types import HTTPScope, Scope
+from litestar.utils import normalize_path
+
+from qwen3vl_compat.accounts.key import Key
+from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.messages import Caller
+from qwen3vl_compat.wire import generate_content, openai_chat
+
+_UNREAD = frozenset({401, 403, 408, 413, 415, 431})
+
+
+class Exchange:
+    """What is known of one request, for its log line and its headers."""
+
+    def __init__(self, scope: HTTPScope) -> None:
+        self.id = secrets.token_hex(12)
+        self.began = time.monotonic()
+        # as Litestar reads it: to judge `//metrics` by other letters than it is routed by would let anybody in
+        self.path, self.method = normalize_path(scope["path"]), scope["method"]
+        self.headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        self.google = self._speaks_google()
+        self.caller = Caller("", "")
+        self.key: Key | None = None
+        """The key it came with; None for one that came without, as the anonymous tenant's."""
+        self.status = 0
+        self.unread = False
+        """Whether a body may still be coming that nobody will read."""
+        self.model = self.tokens = "-"
+        self.answer_headers: dict[str, str] = {}
+        """What every answer to it says, an error too."""
+
+    def _speaks_google(self) -> bool:
+        if self.path.startswith(("/v1beta", "/upload/")):
+            return True
+        named = "x-goog-api-key" in self.headers or "key" in self.query
+        if self.path.startswith("/v1/files"):
+            return named or any(header.startswith("x-goog-upload-") for header in self.headers)
+        return self.path.startswith("/v1/models") and (self.method == "POST" or named)
+
+    @property
+    def presented(self) -> str | None:
+        """The key as it was presented, in any of the ways the two families of clients have."""
+        scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and bearer.strip():
+            return bearer.strip()
+        if header := self.headers.get("x-goog-api-key"):
+            return header
+        return self.query["key"][0] if self.google and self.query.get("key") else None
+
+    def encode(self, error: ApiError) -> tuple[int, dict[str, str], bytes]:
+        """The error as this request's wire says it: status, headers, body."""
+        headers = {"content-type": "application/json", **self.answer_headers, **error.headers}
+        if error.retry_after is not None:
+            headers |= {"retry-after": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
+        if self.unread or error.status in _UNREAD:  # what still comes of the body must not be waited for
+            headers["connection"] = "close"
+        if self.google:
+            return generate_content.status_of(error), headers, generate_content.encode_error(error)
+        return error.status, headers, openai_chat.encode_error(error)
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The exchange the door opened for this request."""
+    return scope["state"]["exchange"]

@@ -1,0 +1,129 @@
+"""Who may come in: the key, what it is for, and how many requests it, its tenant and its address may make."""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from qwen3vl_compat.accounts.endpoints import endpoint_of
+from qwen3vl_compat.accounts.key import Key
+from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.accounts.tenants import Tenants
+from qwen3vl_compat.errors import Forbidden, Overloaded, Unauthorized
+from qwen3vl_compat.messages import Caller
+from qwen3vl_compat.policies.limiting import Claim, Limiter
+from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
+from qwen3vl_compat.server.exchange import Exchange
+from qwen3vl_compat.settings import Quotas, Settings, SettingsError, requests_of
+
+METRICS = "/metrics"
+ADMIN = "/admin/"
+"""Below this every path takes an admin key, as METRICS does."""
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Guard:
+    """Decides about every request to a path that is not open, before any of its body is read."""
+
+    def __init__(self, settings: Settings, keys: Keys, tenants: Tenants, limiter: Limiter) -> None:
+        """Raises SettingsError when requests without a key would be served to the world by mistake."""
+        server = settings.server
+        if server.anonymous_tenant and not server.anonymous_anywhere and not _is_loopback(server.host):
+            raise SettingsError(
+                f"server.anonymous_tenant serves requests without a key, and {server.host} can be reached from "
+                "elsewhere: listen on 127.0.0.1, or set server.anonymous_anywhere."
+            )
+        self._keys, self._tenants, self._limiter = keys, tenants, limiter
+        self._anonymous = server.anonymous_tenant
+        self._per_address = requests_of(settings.limits.ip)
+        self._proxies = [ipaddress.ip_network(each) for each in server.trusted_proxies]
+
+    async def admit(self, exchange: Exchange, scope: Any) -> None:
+        """Note in the exchange who is calling; raises Unauthorized, Forbidden, RateLimited or Overloaded."""
+        claims = _claims(f"ip:{self.address_of(exchange, scope)}", self._per_address)
+        refusal: Unauthorized | Forbidden | None = None
+        try:
+            exchange.key, tenant_limits = await self._identify(exchange)
+        except (Unauthorized, Forbidden) as error:
+            refusal = error
+        else:
+            if exchange.key is not None:
+                claims += _claims(f"key:{exchange.key.public}", requests_of(exchange.key.limits.requests))
+            if exchange.caller.tenant and not (exchange.key and exchange.key.admin):
+                claims += _claims(f"tenant:{exchange.caller.tenant}", requests_of(tenant_limits.requests))
+        if claims:
+            decision = await self._limiter.admit("", claims)
+            headers = headers_of(decision.standings)
+            if decision.refused is not None:
+                raise refusal_of(decision)
+            exchange.answer_headers |= dict(headers)
+        if refusal is not None:
+            raise refusal
+
+    async def _identify(self, exchange: Exchange) -> tuple[Key | None, Quotas]:
+        presented = exchange.presented
+        try:
+            if presented is None and self._anonymous and not _is_for_admins(exchange.path):
+                return None, await self._enter_without_key(exchange)
+            if presented is None:
+                where = "x-goog-api-key: ..." if exchange.google else "Authorization: Bearer ..."
+                raise Unauthorized(f"No API key was given: send it as '{where}'.", code="missing_api_key")
+            key = await self._keys.look_up(presented)
+        except SQLAlchemyError:
+            raise Overloaded("The server cannot look up keys now. Please try again later.", retry_after=5) from None
+        if key is None:
+            raise Unauthorized("The API key is not valid.")
+        if key.problem == "suspended":
+            raise Forbidden("The tenant of this API key is suspended.")
+        if not key.usable:
+            raise Unauthorized("The API key has expired or was revoked.")
+        if key.admin != _is_for_admins(exchange.path):
+            kind = "an admin key; it cannot call models" if key.admin else "no admin key; this path takes one"
+            raise Forbidden(f"This is {kind}.")
+        endpoint = endpoint_of(exchange.path)
+        if endpoint is not None and key.endpoints is not None and endpoint not in key.endpoints:
+            raise Forbidden(f"This API key is not for the endpoint '{endpoint}'.")
+        exchange.caller = Caller(key.tenant, key.public)
+        return key, key.tenant_limits
+
+    async def _enter_without_key(self, exchange: Exchange) -> Quotas:
+        tenant = await self._tenants.look_up(self._anonymous)
+        if tenant is None or tenant.status != "active":
+            raise Forbidden("The tenant that requests without a key belong to does not exist or is suspended.")
+        exchange.caller = Caller(tenant.id, "")
+        return tenant.limits
+
+    def address_of(self, exchange: Exchange, scope: Any) -> str:
+        """Where the request comes from: the peer, or what trusted proxies say; of IPv6, the network of a household."""
+        client = scope.get("client")
+        address = _address(client[0] if client else "")
+        for said in reversed(exchange.headers.get("x-forwarded-for", "").split(",")):
+            if address is None or not any(address in network for network in self._proxies):
+                break
+            address = _address(said.strip()) or address
+        if isinstance(address, ipaddress.IPv6Address):
+            return str(ipaddress.ip_network((address, 64), strict=False).network_address)
+        return str(address or "unknown")
+
+
+def _claims(scope: str, limits: Sequence[tuple[int, int]]) -> list[Claim]:
+    return [Claim(scope=scope, kind="requests", period=period, limit=limit, amount=1) for limit, period in limits]
+
+
+def _is_for_admins(path: str) -> bool:
+    return path == METRICS or path.startswith(ADMIN)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
