@@ -20,7 +20,6 @@ from sqlalchemy import (
     delete,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
@@ -107,7 +106,6 @@ class FileRows:
         """Note an upload and set its size apart; returns the token that is its address. Raises QuotaExceeded."""
         token, now = secrets.token_urlsafe(32), self.now_ms()
         with self._writer.begin() as connection:
-            self._lock(connection, upload.tenant)
             _refuse_beyond(quota, *self._used(connection, upload.tenant, now), upload.size)
             row = {"token_hash": hash_of(token), "created_at": now, "expires_at": now + life_ms}
             values = {name: getattr(upload, name) for name in NewUpload.__struct_fields__}
@@ -241,10 +239,6 @@ class FileRows:
             size, count = connection.execute(query).one()
             total = [total[0] + int(size), total[1] + count]
         return total[0], total[1]
-
-    def _lock(self, connection: Connection, tenant: str) -> None:
-        """One upload of a tenant begins at a time: SQLite's write lock is ours, on PostgreSQL the row stands for it."""
-        connection.execute(select(literal(1)).where(tenants.c.id == tenant).with_for_update())
 
     def _shown(self, tenant: str) -> "Select[Any]":
         """A tenant's files that are ready and have not expired."""

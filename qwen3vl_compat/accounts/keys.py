@@ -210,8 +210,6 @@ class Keys:
                 return None
         with self._writer.begin() as connection:
             self._add_tenant(connection, FIRST_TENANT, "")
-            # SQLite's write lock is ours by now; on PostgreSQL the tenant's row stands in for it
-            connection.execute(select(tenants.c.id).where(tenants.c.id == FIRST_TENANT).with_for_update())
             if connection.execute(any_key).first():
                 return None
             return FirstKeys(
@@ -235,7 +233,7 @@ class Keys:
         return int(self._clock() * 1000)
 
     def _add_tenant(self, connection: Connection, tenant: str, name: str) -> bool:
-        """Insert unless there; on PostgreSQL this waits for another process that is inserting the same."""
+        """Insert unless there."""
         row = {"id": tenant, "name": name or tenant, "created_at": self._now_ms()}
         return connection.execute(_ADD_TENANT, row).rowcount == 1
 

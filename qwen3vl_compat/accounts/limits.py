@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Connection, Engine, select, update
 
 from qwen3vl_compat.accounts.database import writing
 from qwen3vl_compat.accounts.keys import CACHE_S, UnknownTenant
@@ -34,15 +34,26 @@ class TenantLimits:
     def changes(self, tenant: str) -> dict[str, Any]:
         """Where a tenant differs, by the names of the settings."""
         with self._engine.connect() as connection:
-            text = connection.execute(select(tenants.c.media).where(tenants.c.id == tenant)).scalar()
-        return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
+            return _stored(connection, tenant)
 
     def change(self, tenant: str, wishes: Mapping[str, str]) -> dict[str, Any]:
         """Change some of them; an empty text takes a change back. Returns where the tenant differs then.
 
         Raises UnknownTenant, or SettingsError for a name or value that no setting has.
         """
-        changes = self.changes(tenant)
+        unknown = UnknownTenant(f"There is no tenant {tenant!r}.")
+        if not tenant.isprintable():  # PostgreSQL cannot even be asked for a NUL character
+            raise unknown
+        with self._writer.begin() as connection:
+            kept = self._changed(_stored(connection, tenant), wishes)
+            values = {"media": msgspec.json.encode(kept).decode() if kept else None}
+            if connection.execute(update(tenants).where(tenants.c.id == tenant).values(values)).rowcount != 1:
+                raise unknown
+        self._recent.forget(tenant)
+        return kept
+
+    def _changed(self, changes: dict[str, Any], wishes: Mapping[str, str]) -> dict[str, Any]:
+        """The changes with the wishes among them, as JSON holds them."""
         for name, text in wishes.items():
             if name not in MediaLimits.__struct_fields__:
                 known = ", ".join(f"media.{each}" for each in MediaLimits.__struct_fields__)
@@ -57,16 +68,17 @@ class TenantLimits:
         kept: dict[str, Any] = msgspec.json.decode(
             msgspec.json.encode({name: getattr(limits, name) for name in changes})
         )
-        with self._writer.begin() as connection:
-            values = {"media": msgspec.json.encode(kept).decode() if kept else None}
-            if connection.execute(update(tenants).where(tenants.c.id == tenant).values(values)).rowcount != 1:
-                raise UnknownTenant(f"There is no tenant {tenant!r}.")
-        self._recent.forget(tenant)
         return kept
 
     def _with(self, changes: dict[str, Any]) -> MediaLimits:
         usual = {name: getattr(self._usual, name) for name in MediaLimits.__struct_fields__}
         return msgspec.convert(usual | changes, MediaLimits, strict=False)
+
+
+def _stored(connection: Connection, tenant: str) -> dict[str, Any]:
+    """The column of a tenant's row, {} where there is no such row."""
+    text = connection.execute(select(tenants.c.media).where(tenants.c.id == tenant)).scalar()
+    return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
 
 
 def _fits(changes: dict[str, Any]) -> bool:

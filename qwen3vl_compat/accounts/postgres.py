@@ -126,6 +126,7 @@ def _engine(url: URL, *, turn_s: float, statement_s: float) -> Engine:
         "connect_timeout": _CONNECT_S,
         "tcp_user_timeout": _CONNECT_S * 1000,
         "target_session_attrs": "read-write",
+        "client_encoding": "utf8",
         "application_name": "qwen3vl-compat",
         "options": f"{options} {given}",
     }

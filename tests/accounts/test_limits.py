@@ -1,18 +1,15 @@
 """A tenant's own limits: what differs is kept, the rest follows the operator's settings."""
 
-from pathlib import Path
-
 import pytest
+from sqlalchemy import Engine
 
-from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys, UnknownTenant
 from qwen3vl_compat.accounts.limits import TenantLimits
 from qwen3vl_compat.settings import MediaSettings, SettingsError
 
 
 @pytest.fixture
-def limits(tmp_path: Path) -> TenantLimits:
-    engine = open_database(tmp_path / "state")
+def limits(engine: Engine) -> TenantLimits:
     Keys(engine).add_tenant("acme")
     return TenantLimits(engine, MediaSettings(max_images=7))
 
@@ -28,9 +25,9 @@ def test_a_tenant_differs_where_it_is_said(limits: TenantLimits) -> None:
     assert limits.change("acme", {"types": "", "pdf_text": ""}) == {}
 
 
-def test_it_is_kept_in_the_database(limits: TenantLimits, tmp_path: Path) -> None:
+def test_it_is_kept_in_the_database(limits: TenantLimits, engine: Engine) -> None:
     limits.change("acme", {"max_pixels": "1000000"})
-    again = TenantLimits(open_database(tmp_path / "state"), MediaSettings())
+    again = TenantLimits(engine, MediaSettings())
     assert again.of("acme").max_pixels == 1_000_000
 
 
@@ -51,6 +48,7 @@ def test_what_no_limit_is_is_refused(limits: TenantLimits, name: str, value: str
     assert limits.changes("acme") == {}
 
 
-def test_there_must_be_such_a_tenant(limits: TenantLimits) -> None:
-    with pytest.raises(UnknownTenant):
-        limits.change("nobody", {"max_images": "1"})
+@pytest.mark.parametrize("tenant", ["nobody", "", "acme\0", "\ud800"])
+def test_there_must_be_such_a_tenant(limits: TenantLimits, tenant: str) -> None:
+    with pytest.raises(UnknownTenant, match="There is no tenant"):
+        limits.change(tenant, {"max_images": "1"})
