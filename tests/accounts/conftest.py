@@ -69,6 +69,14 @@ def engine(state_dir: Path, ledger: LedgerSettings) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def server(state_dir: Path, new_postgres: LedgerSettings) -> Iterator[Engine]:
+    """A new database on the server, opened."""
+    engine = open_database(state_dir, new_postgres)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
 def keys(engine: Engine, clock: Clock) -> Keys:
     keys = Keys(engine, clock, ticks=clock)
     keys.add_tenant("acme")

@@ -34,14 +34,6 @@ def refusal(state_dir: Path, url: str) -> str:
     return sentence
 
 
-@pytest.fixture
-def server(state_dir: Path, new_postgres: LedgerSettings) -> Iterator[Engine]:
-    """A new database on the server, opened."""
-    engine = open_database(state_dir, new_postgres)
-    yield engine
-    engine.dispose()
-
-
 @contextmanager
 def relay(port: int) -> Iterator[tuple[int, threading.Event]]:
     """A port that leads to another; while the event is set, nothing passes any more in either direction."""
