@@ -37,6 +37,7 @@ OWNERS = {
     "obstore": ("media.store",),
     "python_multipart": ("server.form",),
     "redis": ("policies.limiting",),
+    "psycopg": ("accounts.postgres",),
     **dict.fromkeys(("torch", "transformers", "accelerate"), MODEL),
 }
 """Packages that only some rooms may import, PURE excepted."""
@@ -106,6 +107,7 @@ def test_every_module_keeps_the_law() -> None:
         ("media.image", "import httpcore"),
         ("media.spool", "from obstore import put_async"),
         ("server.app", "import python_multipart"),
+        ("accounts.keys", "import psycopg.errors"),
     ],
 )
 def test_a_planted_violation_is_caught(module: str, planted: str) -> None:
