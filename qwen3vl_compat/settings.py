@@ -20,6 +20,7 @@ PREFIX = "QWEN3VL_"
 
 
 Limit = Annotated[int, Meta(ge=0, le=2**53)]
+Words = Annotated[str, Meta(max_length=200)]
 Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -210,7 +211,7 @@ class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class Quotas(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a tenant or a key may use; empty and None are no limit. A request has to pass its key's and its tenant's."""
 
-    requests: str = ""
+    requests: Words = ""
     """In slowapi's words, as `60/minute;1000/day`; refused ones count too."""
     tokens: Limit | None = None
     """A minute's, prompt and answer together; `tokens_in` and `tokens_out` each alone."""
@@ -220,7 +221,7 @@ class Quotas(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """A UTC day's; a video and a document's page are one each."""
     concurrent: Limit | None = None
     """Requests under way at once."""
-    budget: str = ""
+    budget: Words = ""
     """Money in a UTC day or month, as `0.50/day;5.00/month`."""
 
     def __post_init__(self) -> None:
@@ -238,6 +239,8 @@ def requests_of(text: str) -> tuple[tuple[int, int], ...]:
         raise ValueError(f"requests: '{text[:80]}' is no limit as 60/minute;1000/day") from None
     if any(not 1 <= part.amount <= 10**9 or not 1 <= part.get_expiry() <= 366 * 86_400 for part in parts):
         raise ValueError(f"requests: '{text[:80]}' has a limit that is too large or too small")
+    if len({part.get_expiry() for part in parts}) != len(parts):
+        raise ValueError(f"requests: '{text[:80]}' has two limits for the same time")
     return tuple((part.amount, part.get_expiry()) for part in parts)
 
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 NANO = 10**9
 MILLION = 10**6
-_AMOUNT = re.compile(r"\d{1,6}(\.\d{1,9})?")
+_AMOUNT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,9})?")
 MOST = 10**6 * NANO
 """The largest amount that is taken: a million units. Sums of thousands of them still fit 64 bits."""
 
@@ -15,7 +15,9 @@ MOST = 10**6 * NANO
 def parse_amount(text: str) -> int:
     """`5.00` as nano-units; ValueError for anything but a plain decimal below a million with at most 9 places."""
     if not _AMOUNT.fullmatch(text):
-        raise ValueError(f"An amount of money is a number as 5.00, below 1000000, with at most 9 places; not {text!r}.")
+        raise ValueError(
+            f"An amount of money is a number as 5.00, below 1000000, with at most 9 places; not {text[:40]!r}."
+        )
     return int(Decimal(text) * NANO)
 
 
