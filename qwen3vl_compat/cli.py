@@ -1,4 +1,4 @@
-"""The command `qwen3vl-compat`: serve a model, manage keys and tenants."""
+"""The command `qwen3vl-compat`: serve a model, administer its accounts."""
 
 import argparse
 import base64
@@ -8,20 +8,18 @@ import shutil
 import socket
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
 
-from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
-from qwen3vl_compat import __version__
-from qwen3vl_compat.accounts.database import DatabaseUnusable, open_database
-from qwen3vl_compat.accounts.keys import Keys, UnknownKey, UnknownTenant
-from qwen3vl_compat.accounts.limits import TenantLimits
+from qwen3vl_compat import __version__, cli_accounts
+from qwen3vl_compat.accounts.books import open_accounts
+from qwen3vl_compat.accounts.database import DatabaseUnusable
+from qwen3vl_compat.accounts.keys import KeyOver, Keys, UnknownKey, UnknownTenant
+from qwen3vl_compat.cli_options import add_config, database_of, settings_of
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines import EngineUnusable, make_engine
-from qwen3vl_compat.settings import Settings, SettingsError, load_settings
+from qwen3vl_compat.settings import Settings, SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = str(error.orig).partition("\n")[0]
         print(f"qwen3vl-compat: the database cannot be used now: {reason}", file=sys.stderr)
         sys.exit(1)
-    except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey, ValueError) as error:
+    except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey, KeyOver, ValueError) as error:
         print(f"qwen3vl-compat: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -45,79 +43,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="start the server")
-    _add_config(serve)
+    add_config(serve)
     serve.add_argument("--model", dest="model.path", help="checkpoint folder or hub name (default: the bundled one)")
     serve.add_argument("--name", dest="model.name", help="the name clients use (default: qwen3-vl)")
     serve.add_argument("--revision", dest="model.revision", help="revision of a hub model")
     serve.add_argument("--host", dest="server.host")
     serve.add_argument("--port", dest="server.port", type=int)
     serve.set_defaults(run=_serve)
-    keys = commands.add_parser("keys", help="create, list and revoke keys").add_subparsers(required=True)
-    create = keys.add_parser("create", help="make a key and print it, once")
-    create.add_argument("--tenant", default="default")
-    create.add_argument("--label", default="")
-    create.add_argument("--admin", action="store_true", help="a key that manages and cannot call models")
-    create.set_defaults(run=_create_key)
-    listing = keys.add_parser("list", help="print the keys' public parts")
-    listing.set_defaults(run=_list_keys)
-    revoke = keys.add_parser("revoke", help="end a key; running servers follow within 5 seconds")
-    revoke.add_argument("public", help="the key's public part, or the whole key")
-    revoke.set_defaults(run=_revoke_key)
-    tenants = commands.add_parser("tenants", help="make tenants, and set what they may send").add_subparsers(
-        required=True
-    )
-    make = tenants.add_parser("create", help="make a tenant")
-    make.add_argument("tenant", help="its id: a-z, 0-9, - and _")
-    make.add_argument("--name", default="", help="its name, for people")
-    make.set_defaults(run=_create_tenant)
-    differ = tenants.add_parser("set", help="give a tenant limits of its own; running servers follow within 5 seconds")
-    differ.add_argument("tenant")
-    differ.add_argument("limits", nargs="+", metavar="media.NAME=VALUE", help="an empty value takes a limit back")
-    differ.set_defaults(run=_set_tenant)
-    for command in (create, listing, revoke, make, differ):
-        _add_config(command)
+    cli_accounts.add_commands(commands)
     return parser
-
-
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, help="a TOML file (default: $QWEN3VL_CONFIG, then ./qwen3vl.toml)")
-    command.add_argument("--state-dir", dest="server.state_dir", help="where keys and accounts are kept")
-
-
-def _settings(options: argparse.Namespace) -> Settings:
-    flags = {name: value for name, value in vars(options).items() if "." in name}
-    return load_settings(options.config, flags)
-
-
-def _database(settings: Settings) -> Engine:
-    folder = Path(settings.server.state_dir).expanduser()
-    return open_database(folder, settings.ledger)
-
-
-def _keys(settings: Settings) -> Keys:
-    return Keys(_database(settings))
 
 
 # ------------------------------------------------------------------------------------------------------------ serve
 
 
 def _serve(options: argparse.Namespace) -> None:
-    settings = _settings(options)
+    settings = settings_of(options)
     logging.basicConfig(
         level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     for chatty in ("uvicorn", "httpx", "alembic"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    from qwen3vl_compat.server.run import Accounts, serve  # the web framework is not loaded to manage keys
+    from qwen3vl_compat.server.run import serve  # the web framework is not loaded to manage keys
 
     listener = _listen(settings)
-    database = _database(settings)
-    keys = Keys(database)
+    accounts = open_accounts(database_of(settings), settings)
     engine = make_engine(settings)
     print(f"Loading {settings.model.path or 'the bundled model'} ...", flush=True)
     with listener:
-        accounts = Accounts(database, keys.find)
-        serve(settings, engine, accounts, listener, lambda: print(_welcome(settings, keys), flush=True))
+        serve(settings, engine, accounts, listener, lambda: print(_welcome(settings, accounts.keys), flush=True))
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -178,49 +132,3 @@ def _first_try(address: str, model: str, key: str) -> str:
         f'curl {address}/v1/chat/completions -H "Authorization: Bearer {key}" -H "Content-Type: application/json" '
         f'-d \'{{"model":"{model}","messages":[{{"role":"user","content":[{parts}]}}]}}\''
     )
-
-
-# ------------------------------------------------------------------------------------------------------------- keys
-
-
-def _create_key(options: argparse.Namespace) -> None:
-    keys = _keys(_settings(options))
-    print(keys.create(options.tenant, admin=options.admin, label=options.label).secret_text)
-
-
-def _list_keys(options: argparse.Namespace) -> None:
-    for key in _keys(_settings(options)).list():
-        made = datetime.fromtimestamp(key.created_at / 1000, UTC).date()
-        kind = "admin" if key.admin else "model"
-        print(
-            f"{key.public}  {kind}  tenant={key.tenant}  {key.problem or 'usable'}  since {made}  {key.label}".rstrip()
-        )
-
-
-def _revoke_key(options: argparse.Namespace) -> None:
-    public = options.public.split("-")[1] if options.public.startswith("sk-") else options.public
-    _keys(_settings(options)).revoke(public)
-    print(f"Key {public} is revoked; running servers follow within 5 seconds.")
-
-
-# ---------------------------------------------------------------------------------------------------------- tenants
-
-
-def _create_tenant(options: argparse.Namespace) -> None:
-    made = _keys(_settings(options)).add_tenant(options.tenant, options.name)
-    print(f"Tenant {options.tenant} {'is made' if made else 'was there already'}.")
-
-
-def _set_tenant(options: argparse.Namespace) -> None:
-    settings = _settings(options)
-    wishes: dict[str, str] = {}
-    for limit in options.limits:
-        name, equals, value = limit.partition("=")
-        if not equals or not name.startswith("media."):
-            raise ValueError(f"A limit is given as media.NAME=VALUE; {limit!r} is not.")
-        wishes[name.removeprefix("media.")] = value
-    changed = TenantLimits(_database(settings), settings.media).change(options.tenant, wishes)
-    for name, value in changed.items():
-        print(f"media.{name}={','.join(cast('list[str]', value)) if isinstance(value, list) else str(value).lower()}")
-    if not changed:
-        print(f"Tenant {options.tenant} has no limits of its own.")

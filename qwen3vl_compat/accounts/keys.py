@@ -9,109 +9,56 @@ import re
 import secrets
 import string
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, Unpack
 
-import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, Engine, RowMapping, bindparam, insert, select, text, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, tuple_, update
 
+from qwen3vl_compat.accounts import terms as terms_of
+from qwen3vl_compat.accounts.audit import COMMAND_LINE, Note, append
 from qwen3vl_compat.accounts.database import writing
-from qwen3vl_compat.accounts.recent import Recent
+from qwen3vl_compat.accounts.key import ROWS, FirstKeys, Key, NewKey, Problem, key_of
+from qwen3vl_compat.accounts.recent import CACHE_S, Recent
 from qwen3vl_compat.accounts.tables import keys, tenants
+from qwen3vl_compat.accounts.tenants import Tenant, UnknownTenant, add, is_id
+from qwen3vl_compat.accounts.terms import Terms, Unfit
+from qwen3vl_compat.settings import Quotas
+
+__all__ = [
+    "CACHE_S",
+    "FIRST_TENANT",
+    "FirstKeys",
+    "Key",
+    "KeyOver",
+    "Keys",
+    "NewKey",
+    "Problem",
+    "UnknownKey",
+    "UnknownTenant",
+]
 
 FIRST_TENANT = "default"
-CACHE_S = 5.0
-"""Seconds until a change made in another process (a revocation, a suspension) is seen by this one."""
-
-Problem = Literal["revoked", "expired", "replaced", "suspended"]
+MOST_GRACE_S = 30 * 86_400
+"""Seconds that a key may work beside its successor."""
 
 _ALPHABET = string.ascii_letters + string.digits
 _FORM = re.compile(r"sk-([0-9A-Za-z]{12})-[0-9A-Za-z_-]{43}")
 _PUBLIC = re.compile(r"[0-9A-Za-z]{12}")
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_LABEL_LIMIT = 200
 _NO_HASH = secrets.token_bytes(32)
 """Compared with when there is no such key: the same work is done, and no key hashes to it."""
 
-_ROWS = select(keys, tenants.c.status.label("tenant_status")).join(tenants, keys.c.tenant == tenants.c.id)
-_ONE = _ROWS.where(keys.c.public == bindparam("public"))
-_ADD_TENANT = text(
-    "INSERT INTO tenants (id, name, created_at) VALUES (:id, :name, :created_at) ON CONFLICT (id) DO NOTHING"
-)
-
-
-class UnknownTenant(LookupError):
-    """No tenant of that name; the message is a plain sentence."""
+_NO_LIMITS = Quotas()
+_ONE = ROWS.where(keys.c.public == bindparam("public"))
 
 
 class UnknownKey(LookupError):
     """No key with that public part; the message is a plain sentence."""
 
 
-class Key(Struct, frozen=True, kw_only=True):
-    """What is known of a key, none of it secret. Times are milliseconds since 1970.
-
-    `models` and `endpoints` name what it may use: None is everything, () nothing. An admin key has `models=()`.
-    `problem` is why it may not be used at the moment it was looked up, None when it may.
-    """
-
-    public: str
-    tenant: str
-    label: str
-    admin: bool
-    models: tuple[str, ...] | None
-    endpoints: tuple[str, ...] | None
-    status: Literal["active", "revoked"]
-    tenant_status: Literal["active", "suspended"]
-    created_at: int
-    expires_at: int | None
-    revoked_at: int | None
-    replaced_by: str | None
-    retires_at: int | None
-    problem: Problem | None = None
-
-    @property
-    def usable(self) -> bool:
-        """Whether requests may be made with it at all; what they may ask for is `may_call` and `admin`."""
-        return self.problem is None
-
-    def may_call(self, model: str) -> bool:
-        """Whether the key's scope holds this served model."""
-        return self.models is None or model in self.models
-
-    def seen_at(self, now_ms: int) -> "Key":
-        """The same key with `problem` as it stands at that time; what cannot be undone is named first."""
-        problem: Problem | None = None
-        if self.status == "revoked":
-            problem = "revoked"
-        elif self.expires_at is not None and now_ms >= self.expires_at:
-            problem = "expired"
-        elif self.retires_at is not None and now_ms >= self.retires_at:
-            problem = "replaced"
-        elif self.tenant_status == "suspended":
-            problem = "suspended"
-        return self if problem == self.problem else msgspec.structs.replace(self, problem=problem)
-
-
-class NewKey(Struct, frozen=True):
-    """A key just made. `secret_text` is the whole key, to be shown once: it is kept nowhere else."""
-
-    secret_text: str
-    key: Key
-
-    def __repr__(self) -> str:
-        return f"NewKey(secret_text='sk-{self.key.public}-...', key={self.key!r})"
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        return [("key", self.key)]
-
-
-class FirstKeys(Struct, frozen=True):
-    """The two keys of a first start: `model` for calling models, `admin` for administration only."""
-
-    model: NewKey
-    admin: NewKey
+class KeyOver(Exception):
+    """What was asked takes a key that is not revoked, expired or replaced; the message is a plain sentence."""
 
 
 class _Stored(Struct, frozen=True):
@@ -131,14 +78,25 @@ class Keys:
     """
 
     def __init__(
-        self, engine: Engine, clock: Callable[[], float] = time.time, *, ticks: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        clock: Callable[[], float] = time.time,
+        *,
+        ticks: Callable[[], float] = time.monotonic,
+        usual: Quotas = _NO_LIMITS,
     ) -> None:
-        """`clock` gives seconds since 1970; `ticks` gives seconds that are never set back, for the age of answers."""
+        """`clock` gives seconds since 1970; `ticks` gives seconds that are never set back, for the age of answers.
+
+        `usual` are the limits of a tenant wherever nothing else is said of it.
+        """
         self._engine = engine
         self._writer = writing(engine)
         self._clock = clock
         self._ticks = ticks
+        self._usual = usual
         self._recent: Recent[_Stored] = Recent(keep_s=CACHE_S)
+
+    # ------------------------------------------------------------------------------------------------------------ read
 
     def find(self, presented: str) -> Key | None:
         """The key that was presented, usable or not (see `Key.problem`); None if it is none of ours."""
@@ -149,55 +107,94 @@ class Keys:
         proved = hmac.compare_digest(_hash(presented), stored.hash if stored else _NO_HASH)
         return stored.key.seen_at(self._now_ms()) if stored and proved else None
 
-    def create(self, tenant: str, *, admin: bool = False, label: str = "", expires_at: int | None = None) -> NewKey:
-        """A new key of an existing tenant, or of `default`, which is made when needed. An admin key cannot call models.
+    def get(self, public: str) -> Key:
+        """The key with this public part. Raises UnknownKey."""
+        with self._engine.connect() as connection:
+            return self._one(connection, public)
 
-        `expires_at` is in milliseconds since 1970, None for never.
-        Raises UnknownTenant, or ValueError for a label that is longer than 200 characters or not printable.
+    def list(self, tenant: str | None = None, *, after: str | None = None, limit: int | None = None) -> tuple[Key, ...]:
+        """Every key, or one tenant's, oldest first, revoked ones included; `after` is the last one seen.
+
+        Raises UnknownKey for an `after` that is none.
         """
-        if len(label) > _LABEL_LIMIT or not label.isprintable():
-            raise ValueError(f"A key's label is at most {_LABEL_LIMIT} printable characters on one line.")
-        with self._writer.begin() as connection:
-            if tenant == FIRST_TENANT:
-                self._add_tenant(connection, tenant, "")
-            new = self._insert(connection, tenant, admin=admin, label=label, expires_at=expires_at)
-        self._recent.forget(new.key.public)
-        return new
-
-    def list(self, tenant: str | None = None) -> tuple[Key, ...]:
-        """Every key, or one tenant's, oldest first, revoked ones included."""
-        query = _ROWS.order_by(keys.c.created_at, keys.c.public)
+        order = keys.c.created_at, keys.c.public
+        query = ROWS.order_by(*order).limit(limit)
         if tenant is not None:
-            if not _TENANT.fullmatch(tenant):
+            if not is_id(tenant):
                 return ()
             query = query.where(keys.c.tenant == tenant)
         with self._engine.connect() as connection:
+            if after is not None:
+                last = self._one(connection, after)
+                query = query.where(tuple_(*order) > tuple_(last.created_at, last.public))
             rows = connection.execute(query).mappings().all()
         now_ms = self._now_ms()
-        return tuple(_key(row).seen_at(now_ms) for row in rows)
+        return tuple(key_of(row, self._usual).seen_at(now_ms) for row in rows)
 
-    def revoke(self, public: str) -> Key:
-        """End a key for good: here at once, in other processes within CACHE_S. Again is no error. Raises UnknownKey."""
-        if not _PUBLIC.fullmatch(public):
-            raise UnknownKey("That is not the public part of a key: it has 12 letters and digits.")
-        now_ms = self._now_ms()
+    # ---------------------------------------------------------------------------------------------------------- change
+
+    def create(self, tenant: str, *, admin: bool = False, actor: str = COMMAND_LINE, **terms: Unpack[Terms]) -> NewKey:
+        """A new key of an existing tenant, or of `default`, which is made when needed. An admin key cannot call models.
+
+        Raises UnknownTenant, or Unfit.
+        """
+        settled = terms_of.checked(terms, admin=admin)
+        expires_at = terms.get("expires_at")
+        if expires_at is not None and expires_at <= self._now_ms():
+            raise Unfit("expires_at", "must lie in the future")
         with self._writer.begin() as connection:
-            active = (keys.c.public == public) & (keys.c.status == "active")
-            connection.execute(update(keys).where(active).values(status="revoked", revoked_at=now_ms))
-            row = connection.execute(_ONE, {"public": public}).mappings().first()
-        self._recent.forget(public)
-        if row is None:
-            raise UnknownKey(f"There is no key with the public part {public}.")
-        return _key(row).seen_at(now_ms)
+            if tenant == FIRST_TENANT:
+                self._add_tenant(connection, tenant, "", actor)
+            new = self._insert(connection, tenant, admin, settled)
+            told = {"tenant": tenant, "admin": admin} | terms_of.details(settled)
+            self._note(connection, actor, "key.create", new.key.public, told)
+        self._recent.forget(new.key.public)
+        return new
+
+    def change(self, public: str, *, actor: str = COMMAND_LINE, **terms: Unpack[Terms]) -> Key:
+        """Set something of a key that is not revoked. Raises UnknownKey, KeyOver, or Unfit."""
+        with self._locked(public) as (connection, key):
+            settled = terms_of.checked(terms, admin=key.admin)
+            if key.status == "revoked":
+                raise KeyOver(f"The key {public} is revoked; it can no longer be changed.")
+            changed = {name: value for name, value in settled.items() if value != getattr(key, name)}
+            if changed:
+                self._update(connection, public, terms_of.columns(changed))
+                self._note(connection, actor, "key.change", public, terms_of.details(changed))
+            return self._one(connection, public)
+
+    def rotate(self, public: str, grace_seconds: int, *, actor: str = COMMAND_LINE) -> NewKey:
+        """A successor with the same tenant, label, scopes, limits and expiry; the old key works `grace_seconds` longer.
+
+        However many ask at once, one of them gets it. Raises UnknownKey, KeyOver, or Unfit.
+        """
+        if not 0 <= grace_seconds <= MOST_GRACE_S:
+            raise Unfit("grace_seconds", f"must be between 0 and {MOST_GRACE_S}")
+        with self._locked(public) as (connection, old):
+            problem = "replaced" if old.replaced_by else old.problem
+            if problem in ("revoked", "expired", "replaced"):
+                raise KeyOver(f"The key {public} is {problem}; it cannot be rotated.")
+            kept = {name: getattr(old, name) for name in Terms.__annotations__}
+            new = self._insert(connection, old.tenant, old.admin, kept)
+            retires_at = self._now_ms() + grace_seconds * 1000
+            self._update(connection, public, {"replaced_by": new.key.public, "retires_at": retires_at})
+            told = {"replaced_by": new.key.public, "retires_at": retires_at // 1000}
+            self._note(connection, actor, "key.rotate", public, told)
+        self._recent.forget(new.key.public)
+        return new
+
+    def revoke(self, public: str, *, actor: str = COMMAND_LINE) -> Key:
+        """End a key for good: here at once, in other processes within CACHE_S. Again is no error. Raises UnknownKey."""
+        with self._locked(public) as (connection, key):
+            if key.status == "active":
+                self._update(connection, public, {"status": "revoked", "revoked_at": self._now_ms()})
+                self._note(connection, actor, "key.revoke", public, {})
+            return self._one(connection, public)
 
     def add_tenant(self, tenant: str, name: str = "") -> bool:
-        """Make a tenant; False if it was there already (its name is left alone). ValueError for an unfit id or name."""
-        if not _TENANT.fullmatch(tenant):
-            raise ValueError("A tenant's id is 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit.")
-        if len(name) > _LABEL_LIMIT or not name.isprintable():
-            raise ValueError(f"A tenant's name is at most {_LABEL_LIMIT} printable characters on one line.")
+        """Make a tenant; False if it was there already (its name is left alone). Raises Unfit."""
         with self._writer.begin() as connection:
-            return self._add_tenant(connection, tenant, name)
+            return self._add_tenant(connection, tenant, name, COMMAND_LINE)
 
     def ensure_first(self) -> FirstKeys | None:
         """On a database without any key: tenant `default` with a model key and an admin key. Else None.
@@ -209,13 +206,12 @@ class Keys:
             if connection.execute(any_key).first():
                 return None
         with self._writer.begin() as connection:
-            self._add_tenant(connection, FIRST_TENANT, "")
+            self._add_tenant(connection, FIRST_TENANT, "", COMMAND_LINE)
             if connection.execute(any_key).first():
                 return None
-            return FirstKeys(
-                self._insert(connection, FIRST_TENANT, admin=False, label="first key"),
-                self._insert(connection, FIRST_TENANT, admin=True, label="first admin key"),
-            )
+            return FirstKeys(*(self._first(connection, admin) for admin in (False, True)))
+
+    # ---------------------------------------------------------------------------------------------------------- inside
 
     def _stored(self, public: str) -> _Stored | None:
         """The row with this public part, from memory or the database; its age counts from before the reading."""
@@ -224,67 +220,64 @@ class Keys:
         if not seen:
             with self._engine.connect() as connection:
                 row = connection.execute(_ONE, {"public": public}).mappings().first()
-            stored = None if row is None else _Stored(_key(row), row["hash"])
+            stored = None if row is None else _Stored(key_of(row, self._usual), row["hash"])
             self._recent.put(public, stored, now)
         return stored
+
+    def _one(self, connection: Connection, public: str) -> Key:
+        """A key as it stands now."""
+        if not _PUBLIC.fullmatch(public):
+            raise UnknownKey("That is not the public part of a key: it has 12 letters and digits.")
+        row = connection.execute(_ONE, {"public": public}).mappings().first()
+        if row is None:
+            raise UnknownKey(f"There is no key with the public part {public}.")
+        return key_of(row, self._usual).seen_at(self._now_ms())
+
+    @contextmanager
+    def _locked(self, public: str) -> Generator[tuple[Connection, Key]]:
+        """A transaction that nobody else changes this key in; what is remembered of it is forgotten."""
+        with self._writer.begin() as connection:
+            yield connection, self._one(connection, public)
+        self._recent.forget(public)
+
+    def _first(self, connection: Connection, admin: bool) -> NewKey:
+        label = {"label": "first admin key" if admin else "first key"}
+        new = self._insert(connection, FIRST_TENANT, admin, label)
+        told = {"tenant": FIRST_TENANT, "admin": admin} | label
+        self._note(connection, COMMAND_LINE, "key.create", new.key.public, told)
+        return new
+
+    def _insert(self, connection: Connection, tenant: str, admin: bool, settled: dict[str, Any]) -> NewKey:
+        """Make and store one key in the caller's transaction."""
+        known = select(tenants.c.id).where(tenants.c.id == tenant)
+        if not is_id(tenant) or connection.execute(known).first() is None:
+            raise UnknownTenant(tenant)
+        public = "".join(secrets.choice(_ALPHABET) for _ in range(12))
+        secret_text = f"sk-{public}-{secrets.token_urlsafe(32)}"
+        row = {
+            "public": public,
+            "hash": _hash(secret_text),
+            "tenant": tenant,
+            "admin": admin,
+            "created_at": self._now_ms(),
+        }
+        scope = {"models": "[]"} if admin else {}
+        connection.execute(insert(keys).values(**row, **(terms_of.columns(settled) | scope)))
+        return NewKey(secret_text, self._one(connection, public))
+
+    def _update(self, connection: Connection, public: str, values: dict[str, Any]) -> None:
+        connection.execute(update(keys).where(keys.c.public == public).values(values))
+
+    def _add_tenant(self, connection: Connection, tenant: str, name: str, actor: str) -> bool:
+        return add(connection, Tenant(id=tenant, name=name, created_at=self._now_ms()), actor)
+
+    def _note(self, connection: Connection, actor: str, action: str, public: str, details: dict[str, Any]) -> None:
+        note = Note(at=self._now_ms(), actor=actor, action=action, object=public, details=details)
+        append(connection, note)
 
     def _now_ms(self) -> int:
         """Whole milliseconds since 1970, as the tables count time."""
         return int(self._clock() * 1000)
-
-    def _add_tenant(self, connection: Connection, tenant: str, name: str) -> bool:
-        """Insert unless there."""
-        row = {"id": tenant, "name": name or tenant, "created_at": self._now_ms()}
-        return connection.execute(_ADD_TENANT, row).rowcount == 1
-
-    def _insert(
-        self, connection: Connection, tenant: str, *, admin: bool, label: str, expires_at: int | None = None
-    ) -> NewKey:
-        """Make and store one key in the caller's transaction."""
-        known = select(tenants.c.id).where(tenants.c.id == tenant)
-        if not _TENANT.fullmatch(tenant) or connection.execute(known).first() is None:
-            raise UnknownTenant(f"There is no tenant {tenant!r}.")
-        public = "".join(secrets.choice(_ALPHABET) for _ in range(12))
-        secret_text = f"sk-{public}-{secrets.token_urlsafe(32)}"
-        now_ms = self._now_ms()
-        connection.execute(
-            insert(keys).values(
-                public=public,
-                hash=_hash(secret_text),
-                tenant=tenant,
-                label=label,
-                admin=admin,
-                models="[]" if admin else None,
-                created_at=now_ms,
-                expires_at=expires_at,
-            )
-        )
-        row = connection.execute(_ONE, {"public": public}).mappings().one()
-        return NewKey(secret_text, _key(row).seen_at(now_ms))
-
-
-def _key(row: RowMapping) -> Key:
-    """A row of `_ROWS` as a Key, before its `problem` is looked at."""
-    return Key(
-        public=row["public"],
-        tenant=row["tenant"],
-        label=row["label"],
-        admin=row["admin"],
-        models=_scope(row["models"]),
-        endpoints=_scope(row["endpoints"]),
-        status=row["status"],
-        tenant_status=row["tenant_status"],
-        created_at=row["created_at"],
-        expires_at=row["expires_at"],
-        revoked_at=row["revoked_at"],
-        replaced_by=row["replaced_by"],
-        retires_at=row["retires_at"],
-    )
-
-
-def _scope(stored: str | None) -> tuple[str, ...] | None:
-    """A scope column as a value."""
-    return None if stored is None else msgspec.json.decode(stored, type=tuple[str, ...])
 
 
 def _hash(secret_text: str) -> bytes:

@@ -7,6 +7,9 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Generic, TypeVar
 
+CACHE_S = 5.0
+"""Seconds until a change made in another process (a revocation, a suspension) is seen by this one."""
+
 T = TypeVar("T")
 Shelf = OrderedDict[str, tuple[float, T | None]]
 

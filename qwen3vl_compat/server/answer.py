@@ -10,6 +10,7 @@ import msgspec
 from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
@@ -32,6 +33,8 @@ class Service:
 
     files: Files | None = None
     """Uploaded files, where there are any."""
+    accounts: Accounts | None = None
+    """Tenants, keys and prices, where they are administered."""
 
     def __init__(
         self, settings: Settings, engine: Engine, generate: Generate, prepared: Prepared, sandbox: Sandbox

@@ -5,26 +5,19 @@ import os
 import socket
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
-import sqlalchemy
 import uvicorn
 
+from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.limits import TenantLimits
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
 from qwen3vl_compat.server.connection import with_patience
-from qwen3vl_compat.server.door import FindKey, refusal
+from qwen3vl_compat.server.door import refusal
 from qwen3vl_compat.server.files import make_files
 from qwen3vl_compat.settings import Settings
-
-
-class Accounts(NamedTuple):
-    """The database of the server's accounts, and how a key is found in it."""
-
-    database: sqlalchemy.Engine
-    find_key: FindKey
 
 
 class _Server(uvicorn.Server):
@@ -69,8 +62,9 @@ async def _serve(
     files = make_files(settings, accounts.database)
     limits = TenantLimits(accounts.database, settings.media)
     service = build_service(settings, engine, files=files, limits_of=limits.of)
+    service.accounts = accounts
     config = uvicorn.Config(
-        build_app(service, accounts.find_key),  # pyright: ignore[reportArgumentType]
+        build_app(service, accounts.keys.find),  # pyright: ignore[reportArgumentType]
         http=with_patience(settings.server.read_idle, refusal),
         log_config=None,
         access_log=False,

@@ -110,10 +110,12 @@ class TestRefusing:
             else:
                 assert len(Keys(engine).list()) == 102
                 engine.dispose()
-        # Tables that only grow later are not read at the start; each of theirs is one empty page by now.
+        # Tables that only grow later are not read at the start; each of theirs is one empty page by now, but for the
+        # audit, which has told of every key.
         with closing(sqlite3.connect(filled)) as connection:
             query = "SELECT count(*) FROM sqlite_master WHERE rootpage AND tbl_name NOT IN ('tenants', 'keys')"
             unread: int = connection.execute(query).fetchone()[0]
+        unread += sum(b"key.create" in whole[start : start + 4096] for start in range(0, len(whole), 4096))
         assert refused >= len(whole) // 4096 - 2 - unread
 
     def test_a_file_cut_off_beside_a_log_is_refused(self, state_dir: Path, filled: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hmac
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,8 +14,10 @@ from sqlalchemy import Engine, event, update
 
 from qwen3vl_compat.accounts import tables
 from qwen3vl_compat.accounts.database import open_database
-from qwen3vl_compat.accounts.keys import Keys, UnknownKey, UnknownTenant
-from qwen3vl_compat.settings import LedgerSettings
+from qwen3vl_compat.accounts.endpoints import ENDPOINTS, endpoint_of
+from qwen3vl_compat.accounts.keys import KeyOver, Keys, UnknownKey, UnknownTenant
+from qwen3vl_compat.accounts.terms import Unfit
+from qwen3vl_compat.settings import LedgerSettings, Quotas
 
 from .conftest import Clock
 
@@ -296,3 +299,169 @@ class TestBook:
         keys.create("default")
         assert keys.ensure_first() is None
         assert len(keys.list()) == 1
+
+
+class TestTerms:
+    def test_what_is_set_is_kept_and_found(self, keys: Keys, clock: Clock) -> None:
+        quotas = Quotas(requests="60/minute;1000/day", tokens_in=5, concurrent=0, budget="0.50/day")
+        new = keys.create("acme", models=["b", "a", "b"], endpoints=["files", "models"], limits=quotas, label="x")
+        assert keys.find(new.secret_text) == keys.get(new.key.public) == new.key
+        assert (new.key.models, new.key.endpoints, new.key.limits) == (("b", "a"), ("files", "models"), quotas)
+        assert (new.key.may_call("a"), new.key.may_call("c")) == (True, False)
+        assert [new.key.may_use(name) for name in ("files", "generate", None)] == [True, False, False]
+        assert keys.create("acme", models=[], endpoints=[]).key.models == ()
+        assert keys.create("acme").key.may_use(None)
+
+    def test_a_change_is_seen_here_at_once_and_elsewhere_within_5_s(
+        self, keys: Keys, engine: Engine, clock: Clock
+    ) -> None:
+        other = Keys(engine, clock, ticks=clock)
+        new = keys.create("acme", label="old", models=["a"])
+        assert other.find(new.secret_text) == keys.find(new.secret_text) == new.key
+        changed = keys.change(new.key.public, models=None, endpoints=["generate"], expires_at=clock.ms + 9000)
+        assert (changed.label, changed.models, changed.endpoints) == ("old", None, ("generate",))
+        assert keys.find(new.secret_text) == changed
+        clock.now += 5
+        assert other.find(new.secret_text) == changed
+        assert keys.change(new.key.public, expires_at=clock.ms).problem == "expired"
+        assert keys.change(new.key.public, expires_at=None).usable
+
+    def test_an_admin_key_stays_without_models(self, keys: Keys) -> None:
+        for scope in ("models", "endpoints"):
+            with pytest.raises(Unfit, match="an admin key calls no models"):
+                keys.create("acme", admin=True, **{scope: ["generate"]})
+        admin = keys.create("acme", admin=True, models=None).key
+        assert admin.models == ()
+        assert keys.change(admin.public, models=None, label="x").models == ()
+        with pytest.raises(Unfit):
+            keys.change(admin.public, models=["qwen3-vl"])
+        successor = keys.rotate(admin.public, 60).key
+        assert (successor.admin, successor.models, successor.may_call("qwen3-vl")) == (True, (), False)
+
+    @pytest.mark.parametrize(
+        ("field", "terms"),
+        [
+            ("label", {"label": "a\x00b"}),
+            ("models[1]", {"models": ["a", ""]}),
+            ("models[0]", {"models": ["\ud800"]}),
+            ("models[0]", {"models": ["x" * 201]}),
+            ("models", {"models": ["a"] * 101}),
+            ("endpoints[0]", {"endpoints": ["chat"]}),
+            ("endpoints[1]", {"endpoints": ["files", "Files"]}),
+            ("expires_at", {"expires_at": 10**30}),
+            ("expires_at", {"expires_at": -1}),
+        ],
+    )
+    def test_what_is_unfit_is_refused_by_its_field(self, keys: Keys, field: str, terms: Any) -> None:
+        key = keys.create("acme").key
+        for wrong in (lambda: keys.create("acme", **terms), lambda: keys.change(key.public, **terms)):
+            with pytest.raises(Unfit) as refused:
+                wrong()
+            assert refused.value.field == field
+        assert keys.list() == (key,)
+
+    def test_a_key_is_not_made_to_be_over(self, keys: Keys, clock: Clock) -> None:
+        with pytest.raises(Unfit, match="expires_at: must lie in the future"):
+            keys.create("acme", expires_at=clock.ms)
+
+    def test_the_list_is_paged_and_stable(self, keys: Keys, clock: Clock) -> None:
+        made = [keys.create("acme").key.public for _ in range(3)]
+        clock.now += 1
+        made = sorted(made) + sorted(keys.create("acme").key.public for _ in range(3))
+        pages: list[str] = []
+        while page := keys.list("acme", after=pages[-1] if pages else None, limit=2):
+            pages += [key.public for key in page]
+            keys.add_tenant("other")
+            keys.create("other")
+        assert pages == made
+        for unknown in ("A" * 12, "x", "\x00"):
+            with pytest.raises(UnknownKey):
+                keys.list(after=unknown)
+
+
+class TestRotation:
+    def test_the_successor_is_like_it_and_the_old_one_works_until_it_retires(self, keys: Keys, clock: Clock) -> None:
+        terms: Any = {"label": "laptop", "expires_at": clock.ms + 10**6, "models": ("a",), "endpoints": ("files",)}
+        old = keys.create("acme", **terms, limits=Quotas(tokens=5))
+        assert keys.find(old.secret_text) == old.key
+        new = keys.rotate(old.key.public, 60)
+        assert new.secret_text != old.secret_text
+        for name in ("tenant", "admin", "limits", *terms):
+            assert getattr(new.key, name) == getattr(old.key, name)
+        found = keys.find(old.secret_text)
+        assert found is not None
+        assert (found.problem, found.replaced_by, found.retires_at) == (None, new.key.public, clock.ms + 60_000)
+        clock.now += 60
+        assert (found := keys.find(old.secret_text)) is not None
+        assert found.problem == "replaced"
+        assert (found := keys.find(new.secret_text)) is not None
+        assert found.usable
+        assert keys.rotate(new.key.public, 0).key.label == "laptop"
+        assert (found := keys.find(new.secret_text)) is not None
+        assert found.problem == "replaced"
+
+    @pytest.mark.parametrize("end", ["revoked", "expired", "replaced", "retired"])
+    def test_a_key_that_is_over_has_no_successor(self, keys: Keys, clock: Clock, end: str) -> None:
+        key = keys.create("acme", expires_at=clock.ms + 100_000).key
+        if end == "revoked":
+            keys.revoke(key.public)
+        elif end == "expired":
+            clock.now += 100
+        else:
+            keys.rotate(key.public, 60)
+            clock.now += 60 if end == "retired" else 0
+        count = len(keys.list())
+        with pytest.raises(KeyOver, match=end.replace("retired", "replaced")):
+            keys.rotate(key.public, 60)
+        assert len(keys.list()) == count
+
+    def test_grace_has_bounds(self, keys: Keys) -> None:
+        key = keys.create("acme").key
+        for grace in (-1, 30 * 86_400 + 1, 10**30):
+            with pytest.raises(Unfit, match="grace_seconds: must be between 0 and 2592000"):
+                keys.rotate(key.public, grace)
+        assert keys.list() == (key,)
+
+    def test_of_many_who_ask_at_once_one_gets_it(self, keys: Keys, engine: Engine, clock: Clock) -> None:
+        for _ in range(5):
+            old = keys.create("acme").key.public
+            desks = [Keys(engine, clock, ticks=clock) for _ in range(8)]
+
+            def ask(desk: Keys, old: str = old) -> str | None:
+                try:
+                    return desk.rotate(old, 60).key.public
+                except KeyOver:
+                    return None
+
+            before = {key.public for key in keys.list()}
+            with ThreadPoolExecutor(8) as pool:
+                got = list(filter(None, pool.map(ask, desks)))
+            assert [keys.get(old).replaced_by] == got
+            assert {key.public for key in keys.list()} - before == set(got)
+
+
+class TestEndpoints:
+    @pytest.mark.parametrize(
+        ("path", "endpoint"),
+        [
+            ("/v1/chat/completions", "generate"),
+            ("/v1/models", "models"),
+            ("/v1beta/models/qwen3-vl", "models"),
+            ("/v1beta/models/a:b", "models"),
+            ("/v1/models/qwen3-vl:generateContent", "generate"),
+            ("/v1beta/models/models/a:b:streamGenerateContent", "generate"),
+            ("/v1beta/models/qwen3-vl:countTokens", "generate"),
+            ("/v1/files", "files"),
+            ("/v1beta/files/0123:generateContent", "files"),
+            ("/upload/v1beta/files", "files"),
+            ("/v1/usage", "usage"),
+            ("/v1/limits", "usage"),
+            ("/v1/modelsx", None),
+            ("/v1", None),
+            ("/admin/keys", None),
+            ("/metrics", None),
+        ],
+    )
+    def test_a_path_belongs_to_one_or_none(self, path: str, endpoint: str | None) -> None:
+        assert endpoint_of(path) == endpoint
+        assert endpoint is None or endpoint in ENDPOINTS

@@ -5,50 +5,117 @@ from sqlalchemy import Engine
 
 from qwen3vl_compat.accounts.keys import Keys, UnknownTenant
 from qwen3vl_compat.accounts.limits import TenantLimits
-from qwen3vl_compat.settings import MediaSettings, SettingsError
+from qwen3vl_compat.accounts.tenants import Tenants
+from qwen3vl_compat.accounts.terms import Unfit
+from qwen3vl_compat.settings import LimitSettings, MediaSettings, Quotas
+
+from .conftest import Clock
+
+USUAL = LimitSettings(requests="100/minute", tokens=1000, budget="1.00/day", ip="5/second")
 
 
 @pytest.fixture
-def limits(engine: Engine) -> TenantLimits:
-    Keys(engine).add_tenant("acme")
+def tenants(engine: Engine) -> Tenants:
+    tenants = Tenants(engine)
+    tenants.create("acme")
+    return tenants
+
+
+def media(engine: Engine) -> TenantLimits:
+    """As another process sees them, which remembers nothing."""
     return TenantLimits(engine, MediaSettings(max_images=7))
 
 
-def test_a_tenant_differs_where_it_is_said(limits: TenantLimits) -> None:
-    assert limits.of("acme").max_images == 7
-    assert limits.change("acme", {"max_videos": "2", "types": "png, gif"}) == {"max_videos": 2, "types": ["png", "gif"]}
-    assert (limits.of("acme").max_images, limits.of("acme").max_videos) == (7, 2)
-    assert limits.of("acme").types == ("png", "gif")
-    assert limits.of("other").max_videos == 10
-    assert limits.change("acme", {"max_videos": "", "pdf_text": "true"}) == {"types": ["png", "gif"], "pdf_text": True}
-    assert limits.of("acme").max_videos == 10
-    assert limits.change("acme", {"types": "", "pdf_text": ""}) == {}
+def quotas(engine: Engine) -> Quotas:
+    """What the door is told of the tenant acme."""
+    keys = Keys(engine, usual=USUAL)
+    found = keys.find(keys.create("acme").secret_text)
+    assert found is not None
+    return found.tenant_limits
 
 
-def test_it_is_kept_in_the_database(limits: TenantLimits, engine: Engine) -> None:
-    limits.change("acme", {"max_pixels": "1000000"})
-    again = TenantLimits(engine, MediaSettings())
-    assert again.of("acme").max_pixels == 1_000_000
+def test_a_tenant_differs_where_it_is_said(tenants: Tenants, engine: Engine) -> None:
+    assert media(engine).of("acme").max_images == 7
+    changed = tenants.reword("acme", {"media.max_videos": "2", "media.types": "png, gif"})
+    assert changed.media == {"max_videos": 2, "types": ["png", "gif"]}
+    seen = media(engine)
+    assert (seen.of("acme").max_images, seen.of("acme").max_videos, seen.of("acme").types) == (7, 2, ("png", "gif"))
+    assert seen.of("other").max_videos == 10
+    changed = tenants.reword("acme", {"media.max_videos": "", "media.pdf_text": "true"})
+    assert changed.media == {"types": ["png", "gif"], "pdf_text": True}
+    assert media(engine).of("acme").max_videos == 10
+    assert tenants.reword("acme", {"media.types": "", "media.pdf_text": ""}).media == {}
+    assert tenants.get("acme").media == {}
+
+
+def test_quotas_differ_field_by_field_and_can_be_lifted(tenants: Tenants, engine: Engine) -> None:
+    assert quotas(engine) == Quotas(requests="100/minute", tokens=1000, budget="1.00/day")
+    tenants.reword("acme", {"limits.tokens": "5", "limits.budget": "none", "limits.concurrent": "2"})
+    assert quotas(engine) == Quotas(requests="100/minute", tokens=5, concurrent=2)
+    tenants.reword("acme", {"limits.tokens": "none", "limits.requests": "none", "limits.budget": ""})
+    assert quotas(engine) == Quotas(budget="1.00/day", concurrent=2)
+    assert tenants.get("acme").limits == {"tokens": None, "requests": "", "concurrent": 2}
+    tenants.change("acme", limits={"tokens": 9})
+    assert quotas(engine) == Quotas(requests="100/minute", tokens=9, budget="1.00/day")
+
+
+def test_one_lookup_holds_the_keys_limits_and_its_tenants(tenants: Tenants, engine: Engine, clock: Clock) -> None:
+    keys = Keys(engine, clock, ticks=clock, usual=USUAL)
+    new = keys.create("acme", limits=Quotas(tokens=7, budget="0.10/day"))
+    found = keys.find(new.secret_text)
+    assert found is not None
+    assert (found.limits, found.tenant_limits.tokens) == (Quotas(tokens=7, budget="0.10/day"), 1000)
+    tenants.reword("acme", {"limits.tokens": "8"})
+    keys.change(new.key.public, limits=Quotas())
+    clock.now += 5
+    found = keys.find(new.secret_text)
+    assert found is not None
+    assert (found.limits, found.tenant_limits.tokens) == (Quotas(), 8)
+
+
+def test_a_name_can_be_set_beside_limits(tenants: Tenants) -> None:
+    changed = tenants.reword("acme", {"name": "Acme & Co.", "limits.pictures": "3"})
+    assert (changed.name, changed.limits) == ("Acme & Co.", {"pictures": 3})
+    assert tenants.get("acme") == changed
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("max_imagez", "1"),
-        ("max_images", "-1"),
-        ("max_images", "many"),
-        ("types", "bmp"),
-        ("children", "9"),
-        ("fps", "0"),
+        ("media.max_imagez", "1"),
+        ("media.max_images", "-1"),
+        ("media.max_images", "many"),
+        ("media.max_images", "none"),
+        ("media.types", "bmp"),
+        ("media.children", "9"),
+        ("media.fps", "0"),
+        ("limits.requests", "60"),
+        ("limits.requests", "0/minute"),
+        ("limits.requests", "60/minute;30/minute"),
+        ("limits.requests", "1/minute;" * 30 + "1/day"),
+        ("limits.tokens", "1.5"),
+        ("limits.tokens", "-1"),
+        ("limits.tokens", "9" * 30),
+        ("limits.budget", "5"),
+        ("limits.budget", "5.00/week"),
+        ("limits.budget", "\u0665.00/day"),
+        ("limits.ip", "1/minute"),
+        ("limits", "1"),
+        ("tokens", "1"),
+        ("status", "suspended"),
     ],
 )
-def test_what_no_limit_is_is_refused(limits: TenantLimits, name: str, value: str) -> None:
-    with pytest.raises(SettingsError):
-        limits.change("acme", {name: value})
-    assert limits.changes("acme") == {}
+def test_what_no_limit_is_is_refused_by_its_name(tenants: Tenants, name: str, value: str) -> None:
+    with pytest.raises(Unfit) as refused:
+        tenants.reword("acme", {"limits.pictures": "1", name: value})
+    assert str(refused.value).startswith(f"{name}: ")
+    assert tenants.get("acme").limits == {}
 
 
-@pytest.mark.parametrize("tenant", ["nobody", "", "acme\0", "\ud800"])
-def test_there_must_be_such_a_tenant(limits: TenantLimits, tenant: str) -> None:
-    with pytest.raises(UnknownTenant, match="There is no tenant"):
-        limits.change(tenant, {"max_images": "1"})
+def test_there_must_be_such_a_tenant(tenants: Tenants) -> None:
+    with pytest.raises(UnknownTenant):
+        tenants.reword("nobody", {"media.max_images": "1"})
+    with pytest.raises(UnknownTenant):
+        tenants.change("nobody", status="suspended")
+    with pytest.raises(UnknownTenant):
+        tenants.get("no body")
