@@ -18,7 +18,15 @@ from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import chain
 from qwen3vl_compat.policies.media import Limits, MediaPolicy
 from qwen3vl_compat.policies.sources import Fetch, Sources
-from qwen3vl_compat.server import file_routes, google_routes, health, model_routes, openai_routes, upload_routes
+from qwen3vl_compat.server import (
+    admin_routes,
+    file_routes,
+    google_routes,
+    health,
+    model_routes,
+    openai_routes,
+    upload_routes,
+)
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, failures
@@ -90,6 +98,7 @@ def build_routes(service: Service) -> Litestar:
             file_routes.delete_file,
             upload_routes.start_upload,
             upload_routes.continue_upload,
+            *admin_routes.ROUTES,
             health.livez,
             health.readyz,
             health.metrics,
