@@ -4,9 +4,10 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
+from sqlalchemy import RowMapping
 
 from qwen3vl_compat.accounts.money import format_amount
 from qwen3vl_compat.accounts.tables import ledger
@@ -21,12 +22,13 @@ _FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """A spreadsheet computes what begins with one of these."""
 
 
-def export(chunks: Iterable[Sequence[Mapping[str, Any]]], form: Form, currency: str) -> Iterator[bytes]:
+def export(chunks: Iterable[Sequence[RowMapping]], form: Form, currency: str) -> Iterator[bytes]:
     """A whole file, a piece for each chunk of the ledger's rows; the CSV's first line comes with the first piece."""
     head = csv_line(COLUMNS) if form == "csv" else b""
     for chunk in chunks:
-        records = (_record(row, currency) for row in chunk)
-        yield head + b"".join(map(json_line, records) if form == "jsonl" else map(csv_line, map(_values, records)))
+        records = [_record(row, currency) for row in chunk]
+        lines = (csv_line(record.values()) if form == "csv" else json_line(record) for record in records)
+        yield head + b"".join(lines)
         head = b""
     if head:
         yield head
@@ -44,15 +46,11 @@ def json_line(record: Mapping[str, object]) -> bytes:
     return msgspec.json.encode(record) + b"\n"
 
 
-def _record(row: Mapping[str, Any], currency: str) -> dict[str, object]:
+def _record(row: RowMapping, currency: str) -> dict[str, object]:
     """A row with its times in ISO 8601 and its money as decimal numbers in text."""
     record: dict[str, object] = {name: row[name] for name in COLUMNS[:-1]}
     record |= {name: _moment(row[name]) for name in _TIMES if row[name] is not None}
     return record | {name: format_amount(row[name]) for name in _MONEY} | {"currency": currency}
-
-
-def _values(record: Mapping[str, object]) -> Iterable[object]:
-    return record.values()
 
 
 def _moment(milliseconds: int) -> str:

@@ -11,21 +11,26 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from qwen3vl_compat.accounts.books import Accounts
+from qwen3vl_compat.accounts.totals import Totals
+from qwen3vl_compat.accounts.usage import Usage
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
-from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
+from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, fold
+from qwen3vl_compat.events import Usage as Tokens
 from qwen3vl_compat.media.sandbox import Sandbox
-from qwen3vl_compat.messages import Request
+from qwen3vl_compat.messages import Caller, Request
 from qwen3vl_compat.policies import Generate, Prepared
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.lifecycle import Lifecycle
-from qwen3vl_compat.settings import Settings
+from qwen3vl_compat.settings import Quotas, Settings
 
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
 Streamed = Callable[[Request, Events], AsyncGenerator[bytes, None]]
+QuotasOf = Callable[[Caller], tuple[Quotas, Quotas]]
+"""The limits of a caller's key, and those of its tenant."""
 
 
 class Service:
@@ -35,6 +40,8 @@ class Service:
     """Uploaded files, where there are any."""
     accounts: Accounts | None = None
     """Tenants, keys and prices, where they are administered."""
+    usage: Usage | None = None
+    """What was used, where there is a ledger."""
 
     def __init__(
         self, settings: Settings, engine: Engine, generate: Generate, prepared: Prepared, sandbox: Sandbox
@@ -42,6 +49,8 @@ class Service:
         self.settings, self.engine, self.generate, self.prepared = settings, engine, generate, prepared
         self.sandbox = sandbox
         self.lifecycle = Lifecycle()
+        self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
+        self.quotas_of: QuotasOf = lambda caller: (Quotas(), settings.limits)
 
     def check_ready(self) -> None:
         """Refuse work that would meet no engine: it is being loaded still, or has come to a halt."""
@@ -100,10 +109,10 @@ async def streamed_answer(
         except Disconnected:
             exchange.status = 499
 
-    return _Raw(respond)
+    return Raw(respond)
 
 
-class _Raw(Response[Any]):
+class Raw(Response[Any]):
     """A response that speaks ASGI itself: Litestar's own stream would not notice at once that a client has gone."""
 
     def __init__(self, respond: ASGIApp) -> None:
@@ -173,10 +182,10 @@ def _allowed(service: Service, exchange: Exchange) -> float:
     return min(seconds, service.settings.server.deadline)
 
 
-async def counted(service: Service, exchange: Exchange, request: Request, receive: Receive) -> Usage:
+async def counted(service: Service, exchange: Exchange, request: Request, receive: Receive) -> Tokens:
     """The prompt's tokens, inside the same bounds as a generation."""
 
-    async def count() -> Usage:
+    async def count() -> Tokens:
         service.check_ready()
         asked = _known(service, exchange, request)
         with service.lifecycle.work():

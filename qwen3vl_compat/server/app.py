@@ -26,6 +26,7 @@ from qwen3vl_compat.server import (
     model_routes,
     openai_routes,
     upload_routes,
+    usage_routes,
 )
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
@@ -99,6 +100,11 @@ def build_routes(service: Service) -> Litestar:
             upload_routes.start_upload,
             upload_routes.continue_upload,
             *admin_routes.ROUTES,
+            usage_routes.get_usage,
+            usage_routes.get_all_usage,
+            usage_routes.export_usage,
+            usage_routes.export_all_usage,
+            usage_routes.get_limits,
             health.livez,
             health.readyz,
             health.metrics,

@@ -27,8 +27,9 @@ async def readyz(service: NamedDependency[Service]) -> Response[dict[str, Any]]:
 
 @get("/metrics")
 async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
-    """The engine's figures in Prometheus' text form."""
+    """The engine's figures, and what was charged, in Prometheus' text form."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(service.engine)  # pyright: ignore[reportArgumentType]
+    for told in (service.engine, service.totals):
+        registry.register(told)  # pyright: ignore[reportArgumentType]
     form, _, _ = CONTENT_TYPE_LATEST.partition("; charset")  # which is added to it
     return Response(generate_latest(registry), media_type=form)

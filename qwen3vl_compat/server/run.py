@@ -11,6 +11,7 @@ import uvicorn
 
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.limits import TenantLimits
+from qwen3vl_compat.accounts.usage import Usage
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
@@ -63,6 +64,7 @@ async def _serve(
     limits = TenantLimits(accounts.database, settings.media)
     service = build_service(settings, engine, files=files, limits_of=limits.of)
     service.accounts = accounts
+    service.usage = Usage(accounts.database)
     config = uvicorn.Config(
         build_app(service, accounts.keys.find),  # pyright: ignore[reportArgumentType]
         http=with_patience(settings.server.read_idle, refusal),

@@ -107,16 +107,17 @@ def decode_page(query: Query, *, google: bool) -> Page:
     if google:
         size = _number(query, "pageSize", 0, 2**31 - 1) or 10
         return Page(limit=min(size, 100), after=after, order="desc", purpose="")
-    limit, order = _number(query, "limit", 1, 10_000), _one(query, "order") or "desc"
+    limit, order = _number(query, "limit", 1, 10_000), single_value(query, "order") or "desc"
     if order not in ("asc", "desc"):
         raise InvalidRequest("order: must be asc or desc", param="order")
-    purpose = _one(query, "purpose") or ""
+    purpose = single_value(query, "purpose") or ""
     if purpose and purpose not in PURPOSES:
         raise InvalidRequest(f"purpose: must be {' or '.join(PURPOSES)}", param="purpose")
     return Page(limit=limit or 10_000, after=after, order=order, purpose=purpose)
 
 
-def _one(query: Query, name: str) -> str | None:
+def single_value(query: Query, name: str) -> str | None:
+    """What a query gives a name, which must not stand in it twice; None if it does not stand there."""
     values = query.get(name, ())
     if len(values) > 1:
         raise InvalidRequest(f"{name}: must be given once", param=name)
@@ -124,7 +125,7 @@ def _one(query: Query, name: str) -> str | None:
 
 
 def _cursor(query: Query, name: str) -> str | None:
-    given = _one(query, name)
+    given = single_value(query, name)
     found = file_id(given) if given else None
     if given and found is None:
         raise InvalidRequest(f"{name}: is not the id of a file", param=name)
@@ -132,7 +133,7 @@ def _cursor(query: Query, name: str) -> str | None:
 
 
 def _number(query: Query, name: str, low: int, high: int) -> int | None:
-    given = _one(query, name)
+    given = single_value(query, name)
     return None if given is None else whole_number(given, name, low, high)
 
 
