@@ -17,6 +17,7 @@ from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import DatabaseUnusable
 from qwen3vl_compat.accounts.keys import KeyOver, Keys, UnknownKey, UnknownTenant
 from qwen3vl_compat.cli_options import add_config, database_of, settings_of
+from qwen3vl_compat.cli_usage import add_usage
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines import EngineUnusable, make_engine
 from qwen3vl_compat.settings import Settings, SettingsError
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", dest="server.port", type=int)
     serve.set_defaults(run=_serve)
     cli_accounts.add_commands(commands)
+    add_config(add_usage(commands, settings_of, database_of))
     return parser
 
 

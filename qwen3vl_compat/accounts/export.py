@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 from sqlalchemy import RowMapping
 
-from qwen3vl_compat.accounts.money import format_amount
+from qwen3vl_compat.accounts.money import Counts, format_amount
 from qwen3vl_compat.accounts.tables import ledger
 
 Form = Literal["csv", "jsonl"]
@@ -44,6 +44,22 @@ def csv_line(values: Iterable[object]) -> bytes:
 def json_line(record: Mapping[str, object]) -> bytes:
     """One line of a JSON Lines file."""
     return msgspec.json.encode(record) + b"\n"
+
+
+def fields(requests: int, counts: Counts, cost: int, currency: str) -> dict[str, object]:
+    """Sums under the names that people and programs read them by; `cost` is in nano-units."""
+    return {
+        "requests": requests,
+        "input_tokens": counts.tokens_in,
+        "input_text_tokens": counts.text_in,
+        "input_vision_tokens": counts.vision_in,
+        "input_cached_tokens": counts.cached_in,
+        "output_tokens": counts.out,
+        "reasoning_tokens": counts.reasoning,
+        "pictures": counts.pictures,
+        "cost": format_amount(cost),
+        "currency": currency,
+    }
 
 
 def _record(row: RowMapping, currency: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from litestar.types import Receive, Scope, Send
 
-from qwen3vl_compat.accounts.export import Form, export
+from qwen3vl_compat.accounts.export import Form, export, fields
 from qwen3vl_compat.accounts.money import format_amount
 from qwen3vl_compat.accounts.usage import (
     Bucket,
@@ -128,23 +128,9 @@ def _page_body(page: Page, buckets: tuple[Bucket, ...], under_way: Open, currenc
 
 
 def _result_body(result: Result, currency: str) -> dict[str, Any]:
-    counts = result.counts
-    return {
-        "object": "usage.result",
-        "requests": result.requests,
-        "input_tokens": counts.tokens_in,
-        "input_text_tokens": counts.text_in,
-        "input_vision_tokens": counts.vision_in,
-        "input_cached_tokens": counts.cached_in,
-        "output_tokens": counts.out,
-        "reasoning_tokens": counts.reasoning,
-        "pictures": counts.pictures,
-        "cost": format_amount(result.cost),
-        "currency": currency,
-        "tenant": result.tenant,
-        "key": result.key,
-        "model": result.model,
-    }
+    sums = fields(result.requests, result.counts, result.cost, currency)
+    groups = {"tenant": result.tenant, "key": result.key, "model": result.model}
+    return {"object": "usage.result", **sums, **groups}
 
 
 # -------------------------------------------------------------------------------------------------------------- export
