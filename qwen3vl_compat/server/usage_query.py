@@ -122,7 +122,8 @@ def _part(given: Given, whole: Query) -> Query:
     text, size = single_value(given, "limit"), PAGE[whole.width]
     limit = size if text is None else whole_number(text, "limit", 1, size)
     start = _moment(given, "page", whole.start)
-    if start >= whole.end or (start != whole.start and start % seconds):
+    # a start that is not given moves on between two pages: as much as a bucket is granted
+    if not whole.start - seconds < start < whole.end or (start != whole.start and start % seconds):
         raise InvalidRequest("page: must be the next_page of an answer to the same query", param="page")
     end = (start // seconds + limit) * seconds
     return msgspec.structs.replace(whole, start=start, end=min(end, whole.end))

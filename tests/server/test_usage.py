@@ -222,6 +222,7 @@ SUMMED: list[tuple[str, str]] = [
     ("page=" + "9" * 30, "page"),
     ("page=253402300799", "page"),
     ("page=86401&start_time=86400&end_time=864000", "page"),
+    ("page=0&start_time=86400&end_time=864000", "page"),
     ("page=864000&start_time=86400&end_time=864000", "page"),
     ("bucket_width=1h&start_time=0&end_time=2678401", "start_time"),
     ("start_time=0&end_time=63158401", "start_time"),
