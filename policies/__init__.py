@@ -28,6 +28,21 @@ def around(prepared: Prepared) -> Policy:
     return wrap
 
 
-def chain(generate: Generate, *, media: Prepared, metering: Policy) -> Generate:
-    """The engine behind every policy: media -> metering -> engine."""
-    return around(media)(metering(generate))
+def unchanged(generate: Generate) -> Generate:
+    """The policy that does nothing."""
+    return generate
+
+
+def chain(
+    generate: Generate,
+    *,
+    media: Prepared,
+    metering: Policy = unchanged,
+    bounds: Policy = unchanged,
+    idempotency: Policy = unchanged,
+) -> Generate:
+    """The engine behind every policy: idempotency -> bounds -> media -> metering -> engine.
+
+    `bounds` ends what takes too long. It is inside of `idempotency`, which lets a generation outlive its client.
+    """
+    return idempotency(bounds(around(media)(metering(generate))))

@@ -1,6 +1,6 @@
 """Every way a request can be refused or fail.
 
-ApiError                     status, code, message, param, retry_after
+ApiError                     status, code, message, param, retry_after, headers
 ├── InvalidRequest           400  the request itself is at fault; `param` names the field
 ├── Unauthorized             401  no key, or one that is not ours
 ├── Forbidden                403  the key may not do this
@@ -38,14 +38,16 @@ class ApiError(Exception):
         code: str | None = None,
         status: int | None = None,
         retry_after: int | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        """`param` is the field's path in the body; `retry_after` is in whole seconds, 1 to 60."""
+        """`param` is the field's path in the body; `retry_after` is in whole seconds, 1 to 60; `headers` are others."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code or type(self).code
         self.status = status or type(self).status
         self.retry_after = retry_after
+        self.headers = headers
 
 
 class InvalidRequest(ApiError):

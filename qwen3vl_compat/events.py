@@ -1,4 +1,7 @@
-"""What is answered: the events of a generation, and the whole answer they fold into."""
+"""What is answered: the events of a generation, and the whole answer they fold into.
+
+Encoded they are arrays, a few bytes a token. Answers are kept in that form: a new field goes last, with a default.
+"""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Literal
@@ -11,7 +14,7 @@ from qwen3vl_compat.messages import ToolCall
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class Usage(Struct, frozen=True, kw_only=True):
+class Usage(Struct, frozen=True, kw_only=True, array_like=True):
     """Tokens counted, never estimated. `completion` sums over the choices; `reasoning` is the thoughts' part of it."""
 
     prompt_text: int
@@ -35,7 +38,7 @@ class Usage(Struct, frozen=True, kw_only=True):
         return self.prompt + self.completion
 
 
-class Likely(Struct, frozen=True):
+class Likely(Struct, frozen=True, array_like=True):
     """A token that could have come: its id, its bytes (UTF-8 that may begin or end inside a character), ln(share)."""
 
     token: int
@@ -43,7 +46,7 @@ class Likely(Struct, frozen=True):
     logprob: float
 
 
-class Logprob(Struct, frozen=True):
+class Logprob(Struct, frozen=True, array_like=True):
     """A token of the visible answer, and the likeliest ones in its place, the likeliest first."""
 
     chosen: Likely
@@ -51,17 +54,26 @@ class Logprob(Struct, frozen=True):
 
 
 Headers = tuple[tuple[str, str], ...]
-"""What a policy wants told beside the answer, in HTTP's headers: a stream's are those of its `Started`."""
+"""What an answer's head is to say; from `Finish` only where the answer is sent whole."""
 
 
-class Started(Struct, frozen=True, tag="started"):
+class First(Struct, frozen=True, array_like=True):
+    """The request that an answer was made for: its id, and when it arrived, Unix seconds."""
+
+    id: str
+    created: int
+
+
+class Started(Struct, frozen=True, tag="started", array_like=True):
     """The first event: the request has left the queue and can no longer be refused."""
 
     usage: Usage
     headers: Headers = ()
+    replays: First | None = None
+    """Set where this is not an answer of its own, but one that was given before."""
 
 
-class TextDelta(Struct, frozen=True, tag="text"):
+class TextDelta(Struct, frozen=True, tag="text", array_like=True):
     """More visible text of one choice; `completion` is that choice's running count of generated tokens."""
 
     index: int
@@ -70,7 +82,7 @@ class TextDelta(Struct, frozen=True, tag="text"):
     logprobs: tuple[Logprob, ...] = ()
 
 
-class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
+class ReasoningDelta(Struct, frozen=True, tag="reasoning", array_like=True):
     """More of one choice's thoughts."""
 
     index: int
@@ -78,7 +90,7 @@ class ReasoningDelta(Struct, frozen=True, tag="reasoning"):
     completion: int
 
 
-class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
+class ToolCallDelta(Struct, frozen=True, tag="tool_call", array_like=True):
     """A call begins (with its id and name), or more of its arguments' JSON text. `call` numbers a choice's calls."""
 
     index: int
@@ -89,7 +101,7 @@ class ToolCallDelta(Struct, frozen=True, tag="tool_call"):
     completion: int
 
 
-class Finish(Struct, frozen=True, tag="finish"):
+class Finish(Struct, frozen=True, tag="finish", array_like=True):
     """The end of one choice; the usage is complete in the last one."""
 
     index: int

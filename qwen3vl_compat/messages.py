@@ -1,5 +1,6 @@
 """What is asked: a request and its parts as pure values, the same for every wire and every engine."""
 
+import math
 from typing import Literal
 
 from msgspec import Struct
@@ -211,6 +212,13 @@ class Caller(Struct, frozen=True):
     key: str
 
 
+class Idempotency(Struct, frozen=True):
+    """The key under which a request is carried out once, and what tells it from others: SHA-256, in hexadecimal."""
+
+    key_hash: str
+    fingerprint: str
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """One generation, complete: what was asked, how to sample, and how the answer is wanted."""
 
@@ -233,6 +241,9 @@ class Request(Struct, frozen=True, kw_only=True):
     caller: Caller = Caller("", "")
     wire: str = ""
     """The API it came by: `openai` or `google`."""
+    idempotency: Idempotency | None = None
+    seconds: float = math.inf
+    """It may take so long, from when it is begun."""
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
