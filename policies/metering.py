@@ -159,7 +159,7 @@ class _Meter:
             f"The budget of this {whose} does not allow this request: it could cost {most} {unit}, and "
             f"{format_amount(max(left.amount, 0))} of the {budget.period}'s {format_amount(budget.limit)} are left."
         )
-        headers = dict(self._rates) | dict(self._budget_headers((left,), 0))
+        headers = (*self._rates, *self._budget_headers((left,), 0))
         return OutOfCredit(message, quota=f"budget/{budget.period}", headers=headers)
 
     async def seen(self, event: Event) -> Event:

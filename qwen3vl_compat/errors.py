@@ -16,8 +16,7 @@ Raised anywhere, encoded once, by the wire the request came in on. A message is 
 field and the limit and never holds a path, a class name or the text of a foreign exception.
 """
 
-from collections.abc import Mapping
-from types import MappingProxyType
+Headers = tuple[tuple[str, str], ...]
 
 
 class ApiError(Exception):
@@ -27,8 +26,6 @@ class ApiError(Exception):
     code = "engine_error"
     quota = ""
     """The limit that was reached, for a wire that names it apart."""
-    headers: Mapping[str, str] = MappingProxyType({})
-    """What is sent along with it."""
 
     def __init__(
         self,
@@ -38,7 +35,7 @@ class ApiError(Exception):
         code: str | None = None,
         status: int | None = None,
         retry_after: int | None = None,
-        headers: tuple[tuple[str, str], ...] = (),
+        headers: Headers = (),
     ) -> None:
         """`param` is the field's path in the body; `retry_after` is in whole seconds, 1 to 60; `headers` are others."""
         super().__init__(message)
@@ -91,9 +88,9 @@ class RateLimited(ApiError):
     status = 429
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, quota: str, retry_after: int, headers: Mapping[str, str]) -> None:
-        super().__init__(message, retry_after=retry_after)
-        self.quota, self.headers = quota, headers
+    def __init__(self, message: str, *, quota: str, retry_after: int, headers: Headers) -> None:
+        super().__init__(message, retry_after=retry_after, headers=headers)
+        self.quota = quota
 
 
 class OutOfCredit(ApiError):
@@ -102,9 +99,9 @@ class OutOfCredit(ApiError):
     status = 429
     code = "insufficient_quota"
 
-    def __init__(self, message: str, *, quota: str, headers: Mapping[str, str]) -> None:
-        super().__init__(message)
-        self.quota, self.headers = quota, {**headers, "x-should-retry": "false"}
+    def __init__(self, message: str, *, quota: str, headers: Headers) -> None:
+        super().__init__(message, headers=(*headers, ("x-should-retry", "false")))
+        self.quota = quota
 
 
 class Overloaded(ApiError):

@@ -1,7 +1,7 @@
 """How decisions about limits are told: headers under OpenAI's names, and refusals."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from qwen3vl_compat.errors import RateLimited
 from qwen3vl_compat.events import Headers
@@ -45,21 +45,21 @@ def headers_of(standings: Iterable[Standing]) -> Headers:
     )
 
 
-def refusal_of(decision: Decision, before: Sequence[tuple[str, str]] = ()) -> RateLimited:
-    """The error for a decision that refused; `before` are headers of earlier decisions about the same request."""
+def refusal_of(decision: Decision) -> RateLimited:
+    """The error for a decision that refused."""
     standing = decision.refused
     assert standing is not None, "a decision that let the request pass is no refusal"
-    claim, headers = standing.claim, dict(before) | dict(headers_of(decision.standings))
+    claim, headers = standing.claim, headers_of(decision.standings)
     whose, _, _ = claim.scope.partition(":")
     period = _PERIODS.get(claim.period, f" in {claim.period} seconds")
     whose = "address" if whose == "ip" else whose
     message = f"The limit of this {whose} is reached: {claim.limit} {_NOUNS[claim.kind]}{period}"
     if claim.amount > claim.limit:
         message += f"; this request takes {claim.amount} and can never pass"
-        headers["x-should-retry"] = "false"
+        headers += (("x-should-retry", "false"),)
     elif standing.reset > _LONGEST_WAIT:
         message += f". It begins anew in {math.ceil(standing.reset)} seconds"
-        headers["x-should-retry"] = "false"
+        headers += (("x-should-retry", "false"),)
     wait = 1 if claim.period == 0 else min(max(math.ceil(standing.reset), 1), _LONGEST_WAIT)
     quota = f"{claim.kind}{period.replace(' a ', '/').replace(' an ', '/')}"
     return RateLimited(f"{message}.", quota=quota, retry_after=wait, headers=headers)

@@ -20,7 +20,7 @@ from qwen3vl_compat.errors import InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.server import admin_bodies as bodies
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import read_json_body
-from qwen3vl_compat.server.door import exchange_of
+from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.wire.body import Json
 from qwen3vl_compat.wire.files import whole_number
 

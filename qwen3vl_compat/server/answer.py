@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-import msgspec
 from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
+from msgspec.structs import replace
 
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.totals import Totals
@@ -20,6 +20,7 @@ from qwen3vl_compat.events import Usage as Tokens
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Caller, Request
 from qwen3vl_compat.policies import Generate, Prepared
+from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
@@ -42,11 +43,12 @@ class Service:
     """Tenants, keys and prices, where they are administered."""
     usage: Usage | None = None
     """What was used, where there is a ledger."""
+    idempotency: Idempotency | None = None
+    """Answers kept under the callers' keys, where there is a database for them."""
+    generate: Generate
 
-    def __init__(
-        self, settings: Settings, engine: Engine, generate: Generate, prepared: Prepared, sandbox: Sandbox
-    ) -> None:
-        self.settings, self.engine, self.generate, self.prepared = settings, engine, generate, prepared
+    def __init__(self, settings: Settings, engine: Engine, prepared: Prepared, sandbox: Sandbox) -> None:
+        self.settings, self.engine, self.prepared = settings, engine, prepared
         self.sandbox = sandbox
         self.lifecycle = Lifecycle()
         self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
@@ -62,10 +64,14 @@ class Service:
         await self.sandbox.start()
         if self.files is not None:
             await self.files.start()
+        if self.idempotency is not None:
+            await self.idempotency.start()
         await self.engine.start()
 
     async def close(self) -> None:
         """End both; what still runs ends with an error."""
+        if self.idempotency is not None:
+            await self.idempotency.close()
         await self.sandbox.close()
         if self.files is not None:
             await self.files.close()
@@ -82,7 +88,8 @@ async def whole_answer(
 ) -> Response[bytes]:
     """Generate to the end, then answer; a client that leaves ends the generation."""
     completion = await unless_gone(fold(_events(service, exchange, request)), receive)
-    return Response(encode(request, completion), media_type="application/json", headers=_headers(request))
+    request = _as_answered(exchange, request)
+    return Response(encode(request, completion), media_type="application/json", headers=_headers(exchange, request))
 
 
 async def streamed_answer(
@@ -91,8 +98,9 @@ async def streamed_answer(
     """Answer as it is made. The status line waits for the first event, so that a refusal still is a refusal."""
     events = _events(service, exchange, request)
     first = await unless_gone(_first(events), receive)
+    request = _as_answered(exchange, request)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    headers |= _headers(request)
+    headers |= _headers(exchange, request)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -146,17 +154,18 @@ async def _hang_up(receive: Receive) -> None:
 
 
 async def _events(service: Service, exchange: Exchange, request: Request) -> Events:
-    """The generation inside the request's deadline, counted as running and noted for the log."""
+    """The generation, noted for the log and the answer's head."""
     service.check_ready()
     request = _known(service, exchange, request)
-    deadline = asyncio.get_running_loop().time() + _allowed(service, exchange)
-    with service.lifecycle.work():
-        async with aclosing(service.lifecycle.until(service.generate(request), deadline)) as events:
-            async for event in events:
-                if isinstance(event, Started | Finish):
-                    exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
-                    exchange.answer_headers |= dict(event.headers)
-                yield event
+    request = replace(request, seconds=_allowed(service, exchange))
+    async with aclosing(service.generate(request)) as events:
+        async for event in events:
+            if isinstance(event, Started):
+                exchange.replays = event.replays
+            if isinstance(event, Started | Finish):
+                exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
+                exchange.answer_headers |= dict(event.headers)
+            yield event
 
 
 def _known(service: Service, exchange: Exchange, request: Request) -> Request:
@@ -165,7 +174,7 @@ def _known(service: Service, exchange: Exchange, request: Request) -> Request:
         message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
         raise NotFound(message, param="model", code="model_not_found")
     exchange.model = request.model
-    return msgspec.structs.replace(request, caller=exchange.caller, wire="google" if exchange.google else "openai")
+    return replace(request, caller=exchange.caller, wire="google" if exchange.google else "openai")
 
 
 def _allowed(service: Service, exchange: Exchange) -> float:
@@ -208,8 +217,15 @@ async def _rejoined(first: Event, events: Events) -> Events:
         yield event
 
 
-def _headers(request: Request) -> dict[str, str]:
+def _as_answered(exchange: Exchange, request: Request) -> Request:
+    """The request with the id and time that the answer is to bear: of the one that it was made for."""
+    first = exchange.replays
+    return request if first is None else replace(request, id=first.id, created=first.created)
+
+
+def _headers(exchange: Exchange, request: Request) -> dict[str, str]:
     if not request.ignored:
-        return {}
+        return exchange.answer_headers
     names = (name.encode("ascii", "replace").decode()[:80].strip() for name in request.ignored[:20])
-    return {"x-ignored-fields": ", ".join(name for name in names if name and name.isprintable())}
+    ignored = ", ".join(name for name in names if name and name.isprintable())
+    return exchange.answer_headers | {"x-ignored-fields": ignored}

@@ -15,7 +15,8 @@ from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFou
 from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
-from qwen3vl_compat.policies import chain
+from qwen3vl_compat.policies import chain, unchanged
+from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.media import Limits, MediaPolicy
 from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import (
@@ -58,6 +59,7 @@ def build_service(
     fetch: Fetch | None = None,
     files: Files | None = None,
     limits_of: Limits | None = None,
+    idempotency: Idempotency | None = None,
 ) -> Service:
     """The engine behind the chain of policies; `fetch` replaces what fetches media from URLs."""
     media = settings.media
@@ -75,8 +77,14 @@ def build_service(
     limits_of = limits_of or (lambda tenant: media)
     room = Room(int(media.memory * 2**30))
     policy = MediaPolicy(engine.vision, context, sandbox, room, limits_of, Sources(fetcher, files or NoFiles()))
-    service = Service(settings, engine, chain(engine.generate, media=policy.prepared), policy.prepared, sandbox)
-    service.files = files
+    service = Service(settings, engine, policy.prepared, sandbox)
+    service.files, service.idempotency = files, idempotency
+    service.generate = chain(
+        engine.generate,
+        media=policy.prepared,
+        bounds=service.lifecycle.bounded,
+        idempotency=idempotency.once if idempotency is not None else unchanged,
+    )
     return service
 
 

@@ -9,6 +9,7 @@ from litestar.utils import normalize_path
 
 from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.events import First
 from qwen3vl_compat.messages import Caller
 from qwen3vl_compat.wire import generate_content, openai_chat
 
@@ -33,6 +34,8 @@ class Exchange:
         self.unread = False
         """Whether a body may still be coming that nobody will read."""
         self.model = self.tokens = "-"
+        self.replays: First | None = None
+        """The request whose answer is sent again."""
         self.answer_headers: dict[str, str] = {}
         """What every answer to it says, an error too."""
 
@@ -56,7 +59,7 @@ class Exchange:
 
     def encode(self, error: ApiError) -> tuple[int, dict[str, str], bytes]:
         """The error as this request's wire says it: status, headers, body."""
-        headers = {"content-type": "application/json", **self.answer_headers, **error.headers}
+        headers = {"content-type": "application/json", **self.answer_headers, **dict(error.headers)}
         if error.retry_after is not None:
             headers |= {"retry-after": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
         if self.unread or error.status in _UNREAD:  # what still comes of the body must not be waited for

@@ -10,12 +10,14 @@ from litestar import Request as HttpRequest
 from litestar import Response, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
+from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, counted, streamed_answer, whole_answer
 from qwen3vl_compat.server.exchange import Exchange, exchange_of
+from qwen3vl_compat.server.idempotency import idempotency_of
 from qwen3vl_compat.server.openai_routes import LARGE, received
 from qwen3vl_compat.wire import generate_content, sse
 
@@ -37,7 +39,8 @@ async def call_model(
         read = partial(read, stream=True)
 
     def decode() -> Request:
-        return read(body, model=model.removeprefix("models/"), request_id=exchange.id, now=int(time.time()))
+        asked = read(body, model=model.removeprefix("models/"), request_id=exchange.id, now=int(time.time()))
+        return asked if method == "countTokens" else replace(asked, idempotency=idempotency_of(exchange, body))
 
     asked = await asyncio.to_thread(decode) if len(body) > LARGE else decode()
     match method:

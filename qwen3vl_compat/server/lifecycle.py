@@ -7,6 +7,9 @@ from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
+from qwen3vl_compat.events import Events
+from qwen3vl_compat.messages import Request
+from qwen3vl_compat.policies import Generate
 
 T = TypeVar("T")
 
@@ -41,6 +44,18 @@ class Lifecycle:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)
             self._cut.set()
+
+    def bounded(self, generate: Generate) -> Generate:
+        """A policy: a generation counts as under way, and ends in the request's time or when the grace is over."""
+
+        async def inside(request: Request) -> Events:
+            deadline = asyncio.get_running_loop().time() + request.seconds
+            with self.work():
+                async with aclosing(self.until(generate(request), deadline)) as events:
+                    async for event in events:
+                        yield event
+
+        return inside
 
     async def until(self, events: AsyncGenerator[T, None], deadline: float) -> AsyncGenerator[T, None]:
         """The same events, ended with an error at `deadline` (loop time) or when the server's grace is over."""

@@ -7,10 +7,13 @@ from typing import Any
 from litestar import Request as HttpRequest
 from litestar import Response, post
 from litestar.di import NamedDependency
+from msgspec.structs import replace
 
+from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
 from qwen3vl_compat.server.body import read_json_body
 from qwen3vl_compat.server.exchange import Exchange, exchange_of
+from qwen3vl_compat.server.idempotency import idempotency_of
 from qwen3vl_compat.wire import openai_chat, sse
 
 LARGE = 2**17
@@ -28,8 +31,9 @@ async def chat_completions(request: HttpRequest[Any, Any, Any], service: NamedDe
     exchange = exchange_of(request.scope)
     body = await received(exchange, request, service)
 
-    def decode() -> Any:
-        return openai_chat.decode_request(body, request_id=exchange.id, now=int(time.time()))
+    def decode() -> Request:
+        asked = openai_chat.decode_request(body, request_id=exchange.id, now=int(time.time()))
+        return replace(asked, idempotency=idempotency_of(exchange, body))
 
     asked = await asyncio.to_thread(decode) if len(body) > LARGE else decode()
     if asked.stream:

@@ -28,7 +28,7 @@ from qwen3vl_compat.accounts.usage import (
 from qwen3vl_compat.errors import ApiError, InvalidRequest, NotFound
 from qwen3vl_compat.server.answer import Raw, Service, unless_gone
 from qwen3vl_compat.server.body import Disconnected
-from qwen3vl_compat.server.door import Exchange, exchange_of
+from qwen3vl_compat.server.exchange import Exchange, exchange_of
 from qwen3vl_compat.server.usage_query import Page, decode_export, decode_page, refuse_all
 from qwen3vl_compat.settings import Quotas, budgets_of
 
