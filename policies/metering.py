@@ -13,6 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from qwen3vl_compat.accounts.booking import Budget, Entry, Left, Outcome, OverBudget
+from qwen3vl_compat.accounts.books import Terms
 from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable
 from qwen3vl_compat.accounts.money import Counts, Price, format_amount
 from qwen3vl_compat.errors import OutOfCredit, Overloaded, TooSlow
@@ -37,14 +38,7 @@ class Totals(Protocol):
         ...
 
 
-class Terms(Struct, frozen=True):
-    """What holds for a caller: the key's own quotas and its tenant's."""
-
-    key: Quotas
-    tenant: Quotas
-
-
-class Books(Struct, frozen=True):
+class Bookkeeping(Struct, frozen=True):
     """Where a request is counted, and on what terms."""
 
     ledger: Ledger
@@ -61,7 +55,7 @@ class Metering:
 
     def __init__(
         self,
-        books: Books,
+        books: Bookkeeping,
         count: Callable[[Request], Awaitable[Usage]],
         room: Callable[[Request, Usage], int],
     ) -> None:
@@ -94,7 +88,7 @@ class Metering:
 class _Meter:
     """One request's row, and how far it is."""
 
-    def __init__(self, books: Books, request: Request, entry: Entry, claims: Sequence[Claim]) -> None:
+    def __init__(self, books: Bookkeeping, request: Request, entry: Entry, claims: Sequence[Claim]) -> None:
         self._books, self._request, self._entry, self._claims = books, request, entry, claims
         self._left: tuple[Left, ...] = ()
         self._rates: Headers = ()
@@ -107,7 +101,7 @@ class _Meter:
         self._closed = False
 
     @classmethod
-    async def opened(cls, books: Books, request: Request, usage: Usage) -> "_Meter":
+    async def opened(cls, books: Bookkeeping, request: Request, usage: Usage) -> "_Meter":
         """Reserve the worst case and open the row. RateLimited, OutOfCredit and Overloaded leave all as before."""
         terms, now = await books.terms_of(request.caller), books.ledger.now_ms()
         price = await books.price_of(request.model, now)

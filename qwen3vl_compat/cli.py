@@ -16,11 +16,24 @@ from qwen3vl_compat import __version__, cli_accounts
 from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import DatabaseUnusable
 from qwen3vl_compat.accounts.keys import KeyOver, Keys, UnknownKey, UnknownTenant
+from qwen3vl_compat.accounts.ledger import LedgerUnavailable
 from qwen3vl_compat.cli_options import add_config, database_of, settings_of
 from qwen3vl_compat.cli_usage import add_usage
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines import EngineUnusable, make_engine
 from qwen3vl_compat.settings import Settings, SettingsError
+
+_REFUSALS = (
+    SettingsError,
+    EngineUnusable,
+    DatabaseUnusable,
+    LedgerUnavailable,
+    UnknownTenant,
+    UnknownKey,
+    KeyOver,
+    ValueError,
+)
+"""What an operator can put right, each said in one sentence."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         reason = str(error.orig).partition("\n")[0]
         print(f"qwen3vl-compat: the database cannot be used now: {reason}", file=sys.stderr)
         sys.exit(1)
-    except (SettingsError, EngineUnusable, DatabaseUnusable, UnknownTenant, UnknownKey, KeyOver, ValueError) as error:
+    except _REFUSALS as error:
         print(f"qwen3vl-compat: {error}", file=sys.stderr)
         sys.exit(1)
 

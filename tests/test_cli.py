@@ -11,8 +11,9 @@ import pytest
 
 from qwen3vl_compat import cli
 from qwen3vl_compat.accounts.books import Accounts, open_accounts
-from qwen3vl_compat.accounts.database import FILE, open_database
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.key import Key
+from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.settings import Quotas, Settings
 
 Run = Callable[..., str]

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, exc
 
 from qwen3vl_compat.accounts.schema import DatabaseUnusable
 from qwen3vl_compat.accounts.sqlite import open_file
 from qwen3vl_compat.settings import LedgerSettings
 
-__all__ = ["DatabaseUnusable", "open_database", "writing"]
+__all__ = ["DatabaseUnusable", "is_lost", "open_database", "writing"]
 
 _USUAL = LedgerSettings()
 
@@ -27,6 +27,13 @@ def open_database(state_dir: Path, ledger: LedgerSettings = _USUAL) -> Engine:
     except ImportError:
         raise DatabaseUnusable("ledger.url needs psycopg: install qwen3vl-compat[postgres].") from None
     return open_server(folder, ledger)
+
+
+def is_lost(error: exc.SQLAlchemyError) -> bool:
+    """Whether the database could not be reached or did not answer in time, which is nobody's mistake."""
+    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
 
 
 def writing(engine: Engine) -> Engine:

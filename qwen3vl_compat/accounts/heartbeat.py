@@ -10,6 +10,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from qwen3vl_compat.accounts.tables import ledger, processes
 
+_REMEMBERED_S = 86_400.0
+"""How long a process without a row is known to be dead: its kept replies may be asked for."""
+
 
 class Heartbeat:
     """This process's own beat, and what it has seen of the others'."""
@@ -33,11 +36,10 @@ class Heartbeat:
             before = self._seen.get(owner)
             still = before is not None and beat in (before[0], None)
             seen[owner] = (beat, before[1] if before is not None and still else now)
-        # A name without a row is only kept while somebody may still ask for it.
         self._seen = {
             owner: (beat, since)
             for owner, (beat, since) in seen.items()
-            if beat is not None or now - since < 4 * self._lease
+            if beat is not None or now - since < _REMEMBERED_S
         }
 
     def alive(self, owner: str) -> bool:

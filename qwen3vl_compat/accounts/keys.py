@@ -107,6 +107,16 @@ class Keys:
         proved = hmac.compare_digest(_hash(presented), stored.hash if stored else _NO_HASH)
         return stored.key.seen_at(self._now_ms()) if stored and proved else None
 
+    def known(self, public: str) -> Key | None:
+        """The key with this public part, as `find` would have it, whoever has proved to hold it."""
+        stored = self._stored(public)
+        return stored.key.seen_at(self._now_ms()) if stored else None
+
+    def remembers(self, key: str) -> bool:
+        """Whether `find` or `known` answer from memory, given a whole key or its public part."""
+        form = _FORM.fullmatch(key)
+        return self._recent.get(form[1] if form else key, self._ticks())[0] or (form is None and key[:3] == "sk-")
+
     def get(self, public: str) -> Key:
         """The key with this public part. Raises UnknownKey."""
         with self._engine.connect() as connection:

@@ -51,6 +51,12 @@ class Prices:
         """The price in effect for a model at that time, or for all without their own; None where there is neither."""
         return self._at(model, now_ms) or self._at(ANY, now_ms)
 
+    def remembers(self, model: str) -> bool:
+        """Whether `at` answers from memory."""
+        ticks = self._ticks()
+        seen, near = self._recent.get(model, ticks)
+        return seen and (near is not None or self._recent.get(ANY, ticks)[0])
+
     def set(
         self, model: str, effective_from: int | None = None, *, actor: str = COMMAND_LINE, **amounts: Unpack[Amounts]
     ) -> Price:

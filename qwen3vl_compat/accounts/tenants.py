@@ -4,6 +4,7 @@ import builtins
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Literal, TypedDict, Unpack, cast
 
 import msgspec
@@ -14,6 +15,7 @@ from qwen3vl_compat.accounts import differences
 from qwen3vl_compat.accounts.audit import COMMAND_LINE, Note, append
 from qwen3vl_compat.accounts.database import writing
 from qwen3vl_compat.accounts.differences import Differences
+from qwen3vl_compat.accounts.recent import CACHE_S, Recent
 from qwen3vl_compat.accounts.tables import tenants
 from qwen3vl_compat.accounts.terms import Unfit, check_line
 from qwen3vl_compat.settings import MediaLimits, Quotas
@@ -90,6 +92,7 @@ class Tenants:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
         """`clock` gives seconds since 1970."""
         self._engine, self._writer, self._clock = engine, writing(engine), clock
+        self._recent: Recent[Tenant] = Recent(keep_s=CACHE_S)
 
     def create(self, tenant: str, *, actor: str = COMMAND_LINE, **terms: Unpack[TenantTerms]) -> Tenant:
         """Make a tenant. Raises TenantExists, or Unfit."""
@@ -99,6 +102,20 @@ class Tenants:
             if not add(connection, made, actor):
                 raise TenantExists(f"id: there is a tenant {tenant!r} already")
         return self.get(tenant)
+
+    def find(self, tenant: str) -> Tenant | None:
+        """One tenant, from memory for up to CACHE_S seconds; None where there is none."""
+        now = time.monotonic()
+        seen, found = self._recent.get(tenant, now)
+        if not seen:
+            with suppress(UnknownTenant):
+                found = self.get(tenant)
+            self._recent.put(tenant, found, now)
+        return found
+
+    def remembers(self, tenant: str) -> bool:
+        """Whether `find` answers from memory."""
+        return self._recent.get(tenant, time.monotonic())[0]
 
     def get(self, tenant: str) -> Tenant:
         """One tenant; raises UnknownTenant."""
@@ -132,6 +149,7 @@ class Tenants:
                 connection.execute(update(tenants).where(tenants.c.id == tenant).values(_columns(changed)))
                 at = self._now_ms()
                 append(connection, Note(at=at, actor=actor, action="tenant.change", object=tenant, details=changed))
+        self._recent.forget(tenant)
         return msgspec.structs.replace(found, **changed)
 
     def _now_ms(self) -> int:

@@ -152,6 +152,16 @@ class Usage:
                 return
             at, last = rows[-1]["created_at"], rows[-1]["id"]
 
+    def used(self, scope: str, kind: str, since: int) -> int:
+        """Requests or pictures of a scope (`tenant:<id>`, `key:<public>`) admitted since then (milliseconds)."""
+        column = {"tenant": ledger.c.tenant, "key": ledger.c.key}.get(scope.partition(":")[0])
+        if column is None:
+            return 0
+        amount = func.count() if kind == "requests" else func.coalesce(func.sum(ledger.c.pictures), 0)
+        query = select(amount).where(column == scope.partition(":")[2], ledger.c.created_at >= since)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def standing(self, tenant: str, key: str) -> Mapping[tuple[Whose, Period], Spending]:
         """What a key and its tenant have spent and reserved in this day and this month: all four are there."""
         now = datetime.fromtimestamp(self._clock(), UTC)

@@ -9,14 +9,12 @@ from litestar import Request as HttpRequest
 from litestar import get, patch, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from sqlalchemy.exc import OperationalError
 
-from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.keys import KeyOver, UnknownKey, UnknownTenant
 from qwen3vl_compat.accounts.prices import Amounts
 from qwen3vl_compat.accounts.tenants import TenantExists, is_id
 from qwen3vl_compat.accounts.terms import Unfit
-from qwen3vl_compat.errors import InvalidRequest, NotFound, Overloaded
+from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.server import admin_bodies as bodies
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import read_json_body
@@ -27,13 +25,6 @@ from qwen3vl_compat.wire.files import whole_number
 T = TypeVar("T")
 B = TypeVar("B", bound=msgspec.Struct)
 Http = HttpRequest[Any, Any, Any]
-
-
-def accounts_of(service: Service) -> Accounts:
-    """The server's accounts; NotFound where it has none."""
-    if service.accounts is None:
-        raise NotFound("This server has no accounts.")
-    return service.accounts
 
 
 async def done(work: Callable[[], T]) -> T:
@@ -48,8 +39,6 @@ async def done(work: Callable[[], T]) -> T:
         raise InvalidRequest(str(error), status=409, code="already_exists", param="id") from None
     except KeyOver as error:
         raise InvalidRequest(str(error), status=409, code="key_is_over") from None
-    except OperationalError:
-        raise Overloaded("The accounts cannot be read or written now.", retry_after=5) from None
 
 
 async def _body(request: Http, service: Service, form: type[B]) -> B:
@@ -76,7 +65,7 @@ def _number(page: bodies.Page) -> int | None:
 @get("/admin/tenants")
 async def list_tenants(request: Http, service: NamedDependency[Service]) -> Json:
     """A page of the tenants, by their ids."""
-    page, tenants = _page(request), accounts_of(service).tenants
+    page, tenants = _page(request), service.accounts.tenants
     if page.after is not None and not is_id(page.after):
         raise InvalidRequest("after: is not the id of a tenant", param="after")
     found = await done(lambda: tenants.list(after=page.after or "", limit=page.limit + 1))
@@ -86,7 +75,7 @@ async def list_tenants(request: Http, service: NamedDependency[Service]) -> Json
 @post("/admin/tenants", status_code=200)
 async def create_tenant(request: Http, service: NamedDependency[Service]) -> Json:
     """Make a tenant; its keys are made by themselves."""
-    asked, tenants = await _body(request, service, bodies.NewTenantBody), accounts_of(service).tenants
+    asked, tenants = await _body(request, service, bodies.NewTenantBody), service.accounts.tenants
     made = await done(lambda: tenants.create(asked.id, actor=_actor(request), **asked.terms))
     return bodies.encode_tenant(made, _currency(service))
 
@@ -94,14 +83,14 @@ async def create_tenant(request: Http, service: NamedDependency[Service]) -> Jso
 @get("/admin/tenants/{tenant:str}")
 async def get_tenant(tenant: FromPath[str], service: NamedDependency[Service]) -> Json:
     """One tenant."""
-    tenants = accounts_of(service).tenants
+    tenants = service.accounts.tenants
     return bodies.encode_tenant(await done(lambda: tenants.get(tenant)), _currency(service))
 
 
 @patch("/admin/tenants/{tenant:str}")
 async def change_tenant(request: Http, tenant: FromPath[str], service: NamedDependency[Service]) -> Json:
     """Rename, suspend or activate a tenant, or set its limits."""
-    asked, tenants = await _body(request, service, bodies.TenantBody), accounts_of(service).tenants
+    asked, tenants = await _body(request, service, bodies.TenantBody), service.accounts.tenants
     changed = await done(lambda: tenants.change(tenant, actor=_actor(request), **asked.terms))
     return bodies.encode_tenant(changed, _currency(service))
 
@@ -112,7 +101,7 @@ async def change_tenant(request: Http, tenant: FromPath[str], service: NamedDepe
 @get("/admin/keys")
 async def list_keys(request: Http, service: NamedDependency[Service]) -> Json:
     """A page of all keys, or of one `tenant`'s, oldest first."""
-    page, keys = _page(request), accounts_of(service).keys
+    page, keys = _page(request), service.accounts.keys
     named = exchange_of(request.scope).query.get("tenant", [])
     if len(named) > 1:
         raise InvalidRequest("tenant: must be given once", param="tenant")
@@ -126,7 +115,7 @@ async def list_keys(request: Http, service: NamedDependency[Service]) -> Json:
 @post("/admin/keys", status_code=200)
 async def create_key(request: Http, service: NamedDependency[Service]) -> Json:
     """Make a key; the answer holds the whole of it in `key`, this once."""
-    asked, keys = await _body(request, service, bodies.NewKeyBody), accounts_of(service).keys
+    asked, keys = await _body(request, service, bodies.NewKeyBody), service.accounts.keys
     new = await done(lambda: keys.create(asked.tenant, admin=asked.admin, actor=_actor(request), **asked.terms))
     return bodies.encode_key(new.key, _currency(service)) | {"key": new.secret_text}
 
@@ -134,14 +123,14 @@ async def create_key(request: Http, service: NamedDependency[Service]) -> Json:
 @get("/admin/keys/{key:str}")
 async def get_key(key: FromPath[str], service: NamedDependency[Service]) -> Json:
     """One key, by its public part."""
-    keys = accounts_of(service).keys
+    keys = service.accounts.keys
     return bodies.encode_key(await done(lambda: keys.get(key)), _currency(service))
 
 
 @patch("/admin/keys/{key:str}")
 async def change_key(request: Http, key: FromPath[str], service: NamedDependency[Service]) -> Json:
     """Set a key's label, expiry, scopes or limits."""
-    asked, keys = await _body(request, service, bodies.KeyBody), accounts_of(service).keys
+    asked, keys = await _body(request, service, bodies.KeyBody), service.accounts.keys
     changed = await done(lambda: keys.change(key, actor=_actor(request), **asked.terms))
     return bodies.encode_key(changed, _currency(service))
 
@@ -149,7 +138,7 @@ async def change_key(request: Http, key: FromPath[str], service: NamedDependency
 @post("/admin/keys/{key:str}/rotate", status_code=200)
 async def rotate_key(request: Http, key: FromPath[str], service: NamedDependency[Service]) -> Json:
     """Make a key's successor; the answer holds the whole of it in `key`, this once."""
-    asked, keys = await _body(request, service, bodies.RotationBody), accounts_of(service).keys
+    asked, keys = await _body(request, service, bodies.RotationBody), service.accounts.keys
     new = await done(lambda: keys.rotate(key, asked.grace_seconds, actor=_actor(request)))
     return bodies.encode_key(new.key, _currency(service)) | {"key": new.secret_text}
 
@@ -157,7 +146,7 @@ async def rotate_key(request: Http, key: FromPath[str], service: NamedDependency
 @post("/admin/keys/{key:str}/revoke", status_code=200)
 async def revoke_key(request: Http, key: FromPath[str], service: NamedDependency[Service]) -> Json:
     """End a key for good."""
-    keys = accounts_of(service).keys
+    keys = service.accounts.keys
     revoked = await done(lambda: keys.revoke(key, actor=_actor(request)))
     return bodies.encode_key(revoked, _currency(service))
 
@@ -168,7 +157,7 @@ async def revoke_key(request: Http, key: FromPath[str], service: NamedDependency
 @get("/admin/prices")
 async def list_prices(request: Http, service: NamedDependency[Service]) -> Json:
     """A page of the prices, the last set first."""
-    page, prices = _page(request), accounts_of(service).prices
+    page, prices = _page(request), service.accounts.prices
     after = _number(page)
     found = await done(lambda: prices.list(after=after, limit=page.limit + 1))
     return bodies.encode_list(found, page.limit, lambda price: bodies.encode_price(price, _currency(service)))
@@ -177,7 +166,7 @@ async def list_prices(request: Http, service: NamedDependency[Service]) -> Json:
 @post("/admin/prices", status_code=200)
 async def set_price(request: Http, service: NamedDependency[Service]) -> Json:
     """Add a price."""
-    asked, prices = await _body(request, service, bodies.PriceBody), accounts_of(service).prices
+    asked, prices = await _body(request, service, bodies.PriceBody), service.accounts.prices
     start = None if asked.effective_from is None else asked.effective_from * 1000
     amounts = Amounts(**{name: getattr(asked, name) for name in Amounts.__annotations__})
     price = await done(lambda: prices.set(asked.model, start, actor=_actor(request), **amounts))
@@ -187,7 +176,7 @@ async def set_price(request: Http, service: NamedDependency[Service]) -> Json:
 @get("/admin/audit")
 async def list_audit(request: Http, service: NamedDependency[Service]) -> Json:
     """A page of what was changed, the newest first."""
-    page, audit = _page(request), accounts_of(service).audit
+    page, audit = _page(request), service.accounts.audit
     after = _number(page)
     found = await done(lambda: audit.list(after=after, limit=page.limit + 1))
     return bodies.encode_list(found, page.limit, bodies.encode_entry)

@@ -11,76 +11,89 @@ from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec.structs import replace
 
 from qwen3vl_compat.accounts.books import Accounts
+from qwen3vl_compat.accounts.ledger import Ledger
+from qwen3vl_compat.accounts.replies import Replies
 from qwen3vl_compat.accounts.totals import Totals
-from qwen3vl_compat.accounts.usage import Usage
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
-from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, fold
-from qwen3vl_compat.events import Usage as Tokens
+from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.media.sandbox import Sandbox
-from qwen3vl_compat.messages import Caller, Request
+from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.policies import Generate, Prepared
 from qwen3vl_compat.policies.idempotency import Idempotency
+from qwen3vl_compat.policies.limiting import Claim, make_limiter
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.lifecycle import Lifecycle
-from qwen3vl_compat.settings import Quotas, Settings
+from qwen3vl_compat.settings import Settings
 
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
 Streamed = Callable[[Request, Events], AsyncGenerator[bytes, None]]
-QuotasOf = Callable[[Caller], tuple[Quotas, Quotas]]
-"""The limits of a caller's key, and those of its tenant."""
 
 
 class Service:
     """What the routes share: the chain of policies with the engine behind it, and the server's state."""
 
-    files: Files | None = None
-    """Uploaded files, where there are any."""
-    accounts: Accounts | None = None
-    """Tenants, keys and prices, where they are administered."""
-    usage: Usage | None = None
-    """What was used, where there is a ledger."""
-    idempotency: Idempotency | None = None
-    """Answers kept under the callers' keys, where there is a database for them."""
     generate: Generate
+    prepared: Prepared
+    sandbox: Sandbox
 
-    def __init__(self, settings: Settings, engine: Engine, prepared: Prepared, sandbox: Sandbox) -> None:
-        self.settings, self.engine, self.prepared = settings, engine, prepared
-        self.sandbox = sandbox
+    def __init__(self, settings: Settings, engine: Engine, accounts: Accounts, files: Files | None = None) -> None:
+        """`files` are uploaded ones, where there are any. Raises SettingsError."""
+        self.settings, self.engine, self.accounts, self.files = settings, engine, accounts, files
         self.lifecycle = Lifecycle()
         self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
-        self.quotas_of: QuotasOf = lambda caller: (Quotas(), settings.limits)
+        self.ledger = Ledger(accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait)
+        heart = self.ledger.heartbeat
+        self.limiter = make_limiter(settings.limits, self._used, share=lambda: heart.living)
+        self.idempotency = Idempotency(
+            Replies(accounts.database, self.ledger.owner, heart.alive, settings.ledger.replies)
+        )
+
+    async def _used(self, claim: Claim, since: int) -> int:
+        """What the ledger knows of a counter."""
+        return await asyncio.to_thread(self.accounts.usage.used, claim.scope, claim.kind, since)
 
     def check_ready(self) -> None:
         """Refuse work that would meet no engine: it is being loaded still, or has come to a halt."""
         if not self.engine.alive:
             raise Overloaded("The model cannot be asked now: it is being loaded, or has stopped.", retry_after=5)
 
+    async def open_books(self) -> None:
+        """Begin to count and to write; raises LedgerUnavailable."""
+        await self.ledger.start()
+        await self.limiter.start()
+        await self.idempotency.start()
+
+    async def close_books(self) -> None:
+        """Write what is still to be written."""
+        await self.idempotency.close()
+        await self.limiter.close()
+        await self.ledger.close()
+
     async def start(self) -> None:
-        """Have the decoding children and the engine ready; raises EngineUnusable."""
+        """Have the books, the decoding children and the engine ready; raises LedgerUnavailable or EngineUnusable."""
+        await self.open_books()
         await self.sandbox.start()
         if self.files is not None:
             await self.files.start()
-        if self.idempotency is not None:
-            await self.idempotency.start()
         await self.engine.start()
 
     async def close(self) -> None:
-        """End both; what still runs ends with an error."""
-        if self.idempotency is not None:
-            await self.idempotency.close()
+        """End all; what still runs ends with an error, and in the ledger."""
+        await self.idempotency.close()
         await self.sandbox.close()
         if self.files is not None:
             await self.files.close()
         await self.engine.close()
+        await self.close_books()
 
     @property
     def ready(self) -> bool:
         """Whether a request sent now is likely to be served."""
-        return self.engine.alive and not self.lifecycle.draining
+        return self.engine.alive and self.ledger.alive and not self.lifecycle.draining
 
 
 async def whole_answer(
@@ -170,11 +183,16 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
 
 def _known(service: Service, exchange: Exchange, request: Request) -> Request:
     """The request with its caller; a model that is not served is refused before work is spent on its pictures."""
-    if request.model not in {model.id for model in service.engine.models()}:
+    if request.model not in {model.id for model in served(service, exchange)}:
         message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
         raise NotFound(message, param="model", code="model_not_found")
     exchange.model = request.model
     return replace(request, caller=exchange.caller, wire="google" if exchange.google else "openai")
+
+
+def served(service: Service, exchange: Exchange) -> list[ModelInfo]:
+    """The models that the caller's key is for."""
+    return [model for model in service.engine.models() if exchange.key is None or exchange.key.may_call(model.id)]
 
 
 def _allowed(service: Service, exchange: Exchange) -> float:
@@ -191,10 +209,10 @@ def _allowed(service: Service, exchange: Exchange) -> float:
     return min(seconds, service.settings.server.deadline)
 
 
-async def counted(service: Service, exchange: Exchange, request: Request, receive: Receive) -> Tokens:
+async def counted(service: Service, exchange: Exchange, request: Request, receive: Receive) -> Usage:
     """The prompt's tokens, inside the same bounds as a generation."""
 
-    async def count() -> Tokens:
+    async def count() -> Usage:
         service.check_ready()
         asked = _known(service, exchange, request)
         with service.lifecycle.work():

@@ -9,15 +9,18 @@ from litestar import Request as HttpRequest
 from litestar.di import Provide
 from litestar.exceptions import HTTPException, MethodNotAllowedException
 from litestar.types import ASGIApp
+from sqlalchemy.exc import SQLAlchemyError
 
+from qwen3vl_compat.accounts.books import Accounts
+from qwen3vl_compat.accounts.database import is_lost
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound
 from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
-from qwen3vl_compat.policies import chain, unchanged
-from qwen3vl_compat.policies.idempotency import Idempotency
-from qwen3vl_compat.policies.media import Limits, MediaPolicy
+from qwen3vl_compat.policies import chain
+from qwen3vl_compat.policies.media import MediaPolicy
+from qwen3vl_compat.policies.metering import Bookkeeping, Metering
 from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import (
     admin_routes,
@@ -31,9 +34,10 @@ from qwen3vl_compat.server import (
 )
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.body import Disconnected
-from qwen3vl_compat.server.door import METRICS, OPEN_PATHS, FindKey, door, failures
+from qwen3vl_compat.server.door import OPEN_PATHS, door, failures, no_database
 from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
+from qwen3vl_compat.server.guard import METRICS, Guard
 from qwen3vl_compat.settings import Settings
 
 
@@ -55,15 +59,15 @@ Http = HttpRequest[Any, Any, Any]
 def build_service(
     settings: Settings,
     engine: Engine,
+    accounts: Accounts,
     *,
     fetch: Fetch | None = None,
     files: Files | None = None,
-    limits_of: Limits | None = None,
-    idempotency: Idempotency | None = None,
 ) -> Service:
-    """The engine behind the chain of policies; `fetch` replaces what fetches media from URLs."""
+    """The engine behind the chain of policies; `fetch` replaces what fetches media from URLs. Raises SettingsError."""
     media = settings.media
-    sandbox = Sandbox(
+    service = Service(settings, engine, accounts, files)
+    service.sandbox = Sandbox(
         SandboxLimits(
             children=media.children,
             memory=int(media.child_memory * 2**30),
@@ -73,17 +77,20 @@ def build_service(
         )
     )
     fetcher = fetch or Fetcher(media.allow_networks, frozenset(media.ports), media.fetch_seconds)
+    sources = Sources(fetcher, files or NoFiles())
     context = max(model.context for model in engine.models())
-    limits_of = limits_of or (lambda tenant: media)
     room = Room(int(media.memory * 2**30))
-    policy = MediaPolicy(engine.vision, context, sandbox, room, limits_of, Sources(fetcher, files or NoFiles()))
-    service = Service(settings, engine, policy.prepared, sandbox)
-    service.files, service.idempotency = files, idempotency
+    policy = MediaPolicy(engine.vision, context, service.sandbox, room, accounts.media.of, sources)
+    service.prepared = policy.prepared
+    books = Bookkeeping(
+        service.ledger, service.limiter, accounts.terms, accounts.price, service.totals, settings.ledger.currency
+    )
     service.generate = chain(
         engine.generate,
         media=policy.prepared,
+        metering=Metering(books, engine.count, engine.room),
         bounds=service.lifecycle.bounded,
-        idempotency=idempotency.once if idempotency is not None else unchanged,
+        idempotency=service.idempotency.once,
     )
     return service
 
@@ -122,6 +129,7 @@ def build_routes(service: Service) -> Litestar:
             ApiError: _refuse,
             HTTPException: _refuse_http,
             Disconnected: _gone,
+            SQLAlchemyError: _without_database,
             Exception: _fail,
         },
         request_max_body_size=None,
@@ -130,10 +138,11 @@ def build_routes(service: Service) -> Litestar:
     )
 
 
-def build_app(service: Service, find_key: FindKey) -> ASGIApp:
-    """The whole application, as a server runs it."""
+def build_app(service: Service) -> ASGIApp:
+    """The whole application, as a server runs it; raises SettingsError."""
     open_paths = OPEN_PATHS | ({METRICS} if service.settings.server.open_metrics else set[str]())
-    return door(build_routes(service), find_key, open_paths)
+    guard = Guard(service.settings, service.accounts, service.limiter)
+    return door(build_routes(service), guard, open_paths)
 
 
 def _encoded(request: Http, error: ApiError, extra: dict[str, str] | None = None) -> Response[bytes]:
@@ -159,6 +168,10 @@ def _refuse_http(request: Http, error: HTTPException) -> Response[bytes]:
     if isinstance(error, MethodNotAllowedException) and error.headers:
         allow = {name: value for name, value in error.headers.items() if name.lower() == "allow"}
     return _encoded(request, kinds.get(error.status_code, lambda: fallback)(), allow)
+
+
+def _without_database(request: Http, error: SQLAlchemyError) -> Response[bytes]:
+    return _encoded(request, no_database()) if is_lost(error) else _fail(request, error)
 
 
 def _gone(request: Http, error: Disconnected) -> Response[bytes]:

@@ -8,8 +8,10 @@ from http import HTTPStatus
 from typing import Any
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from sqlalchemy.exc import SQLAlchemyError
 
-from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest
+from qwen3vl_compat.accounts.database import is_lost
+from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
 from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES, Head
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.guard import Guard
@@ -62,11 +64,15 @@ def door(app: ASGIApp, guard: Guard, open_paths: Set[str] = OPEN_PATHS) -> ASGIA
             await app(scope, receive, tell)
         except ApiError as error:
             await _answer(exchange, error, tell)
+        except SQLAlchemyError as error:
+            if not is_lost(error):
+                failures.exception("request %s failed", exchange.id)
+            await _answer(exchange, no_database() if is_lost(error) else _failed(), tell)
         except Exception:
             failures.exception("request %s failed", exchange.id)
             if exchange.status:
                 raise
-            await _answer(exchange, EngineFailed("The server failed on this request."), tell)
+            await _answer(exchange, _failed(), tell)
         finally:
             _write_line(exchange)
 
@@ -87,6 +93,15 @@ def check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
     hosts = [value.decode("latin-1") for name, value in lines if name.lower() == b"host"]
     if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
         raise InvalidRequest("Host: must be given once, as a name or address with or without a port.", param="Host")
+
+
+def no_database() -> ApiError:
+    """What a client is told while the accounts cannot be read or written."""
+    return Overloaded("The server's accounts cannot be reached now. Please try again later.", retry_after=5)
+
+
+def _failed() -> ApiError:
+    return EngineFailed("The server failed on this request.")
 
 
 def _telling(exchange: Exchange, send: Send) -> Send:

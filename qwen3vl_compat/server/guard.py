@@ -4,13 +4,10 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.endpoints import endpoint_of
 from qwen3vl_compat.accounts.key import Key
-from qwen3vl_compat.accounts.keys import Keys
-from qwen3vl_compat.accounts.tenants import Tenants
-from qwen3vl_compat.errors import Forbidden, Overloaded, Unauthorized
+from qwen3vl_compat.errors import Forbidden, Unauthorized
 from qwen3vl_compat.messages import Caller
 from qwen3vl_compat.policies.limiting import Claim, Limiter
 from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
@@ -27,7 +24,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 class Guard:
     """Decides about every request to a path that is not open, before any of its body is read."""
 
-    def __init__(self, settings: Settings, keys: Keys, tenants: Tenants, limiter: Limiter) -> None:
+    def __init__(self, settings: Settings, accounts: Accounts, limiter: Limiter) -> None:
         """Raises SettingsError when requests without a key would be served to the world by mistake."""
         server = settings.server
         if server.anonymous_tenant and not server.anonymous_anywhere and not _is_loopback(server.host):
@@ -35,13 +32,13 @@ class Guard:
                 f"server.anonymous_tenant serves requests without a key, and {server.host} can be reached from "
                 "elsewhere: listen on 127.0.0.1, or set server.anonymous_anywhere."
             )
-        self._keys, self._tenants, self._limiter = keys, tenants, limiter
+        self._accounts, self._limiter = accounts, limiter
         self._anonymous = server.anonymous_tenant
         self._per_address = requests_of(settings.limits.ip)
         self._proxies = [ipaddress.ip_network(each) for each in server.trusted_proxies]
 
     async def admit(self, exchange: Exchange, scope: Any) -> None:
-        """Note in the exchange who is calling; raises Unauthorized, Forbidden, RateLimited or Overloaded."""
+        """Note in the exchange who is calling; raises Unauthorized, Forbidden or RateLimited."""
         claims = _claims(f"ip:{self.address_of(exchange, scope)}", self._per_address)
         refusal: Unauthorized | Forbidden | None = None
         try:
@@ -64,15 +61,12 @@ class Guard:
 
     async def _identify(self, exchange: Exchange) -> tuple[Key | None, Quotas]:
         presented = exchange.presented
-        try:
-            if presented is None and self._anonymous and not _is_for_admins(exchange.path):
-                return None, await self._enter_without_key(exchange)
-            if presented is None:
-                where = "x-goog-api-key: ..." if exchange.google else "Authorization: Bearer ..."
-                raise Unauthorized(f"No API key was given: send it as '{where}'.", code="missing_api_key")
-            key = await self._keys.look_up(presented)
-        except SQLAlchemyError:
-            raise Overloaded("The server cannot look up keys now. Please try again later.", retry_after=5) from None
+        if presented is None and self._anonymous and not _is_for_admins(exchange.path):
+            return None, await self._enter_without_key(exchange)
+        if presented is None:
+            where = "x-goog-api-key: ..." if exchange.google else "Authorization: Bearer ..."
+            raise Unauthorized(f"No API key was given: send it as '{where}'.", code="missing_api_key")
+        key = await self._accounts.key(presented)
         if key is None:
             raise Unauthorized("The API key is not valid.")
         if key.problem == "suspended":
@@ -83,17 +77,17 @@ class Guard:
             kind = "an admin key; it cannot call models" if key.admin else "no admin key; this path takes one"
             raise Forbidden(f"This is {kind}.")
         endpoint = endpoint_of(exchange.path)
-        if endpoint is not None and key.endpoints is not None and endpoint not in key.endpoints:
-            raise Forbidden(f"This API key is not for the endpoint '{endpoint}'.")
+        if not key.may_use(endpoint):
+            raise Forbidden(f"This API key is not for the endpoint '{endpoint or exchange.path[:80]}'.")
         exchange.caller = Caller(key.tenant, key.public)
         return key, key.tenant_limits
 
     async def _enter_without_key(self, exchange: Exchange) -> Quotas:
-        tenant = await self._tenants.look_up(self._anonymous)
+        tenant = await self._accounts.tenant(self._anonymous)
         if tenant is None or tenant.status != "active":
             raise Forbidden("The tenant that requests without a key belong to does not exist or is suspended.")
         exchange.caller = Caller(tenant.id, "")
-        return tenant.limits
+        return self._accounts.limits_of(tenant)
 
     def address_of(self, exchange: Exchange, scope: Any) -> str:
         """Where the request comes from: the peer, or what trusted proxies say; of IPv6, the network of a household."""

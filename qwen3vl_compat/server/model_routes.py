@@ -2,19 +2,23 @@
 
 from typing import Any
 
+from litestar import Request as HttpRequest
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from qwen3vl_compat.errors import NotFound
-from qwen3vl_compat.server.answer import Service
+from qwen3vl_compat.server.answer import Service, served
+from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.wire import generate_content, openai_chat
+
+Http = HttpRequest[Any, Any, Any]
 
 
 @get(["/v1/models", "/v1beta/models"])
-async def list_models(service: NamedDependency[Service]) -> dict[str, Any]:
+async def list_models(request: Http, service: NamedDependency[Service]) -> dict[str, Any]:
     """OpenAI's `data` and Google's `models`, side by side."""
-    models = service.engine.models()
+    models = served(service, exchange_of(request.scope))
     return {
         "object": "list",
         "data": [openai_chat.encode_model(model) for model in models],
@@ -23,10 +27,10 @@ async def list_models(service: NamedDependency[Service]) -> dict[str, Any]:
 
 
 @get(["/v1/models/{rest:path}", "/v1beta/models/{rest:path}"])
-async def get_model(rest: FromPath[str], service: NamedDependency[Service]) -> dict[str, Any]:
+async def get_model(request: Http, rest: FromPath[str], service: NamedDependency[Service]) -> dict[str, Any]:
     """One model with the fields of both."""
     name = rest.strip("/").removeprefix("models/")
-    for model in service.engine.models():
+    for model in served(service, exchange_of(request.scope)):
         if model.id == name:
             return openai_chat.encode_model(model) | generate_content.encode_model(model)
     raise NotFound("The model does not exist or you have no access to it.", param="model", code="model_not_found")

@@ -10,8 +10,6 @@ from typing import Any
 import uvicorn
 
 from qwen3vl_compat.accounts.books import Accounts
-from qwen3vl_compat.accounts.limits import TenantLimits
-from qwen3vl_compat.accounts.usage import Usage
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_service
@@ -61,12 +59,9 @@ async def _serve(
     started: Callable[[], None],
 ) -> None:
     files = make_files(settings, accounts.database)
-    limits = TenantLimits(accounts.database, settings.media)
-    service = build_service(settings, engine, files=files, limits_of=limits.of)
-    service.accounts = accounts
-    service.usage = Usage(accounts.database)
+    service = build_service(settings, engine, accounts, files=files)
     config = uvicorn.Config(
-        build_app(service, accounts.keys.find),  # pyright: ignore[reportArgumentType]
+        build_app(service),  # pyright: ignore[reportArgumentType]
         http=with_patience(settings.server.read_idle, refusal),
         log_config=None,
         access_log=False,
@@ -91,6 +86,6 @@ def serve(
 ) -> None:
     """Start the engine and serve on `listener` until SIGTERM or SIGINT; calls `started` once requests are taken.
 
-    Raises EngineUnusable if the engine does not start, StoreUnusable if files cannot be kept where they are to be.
+    Raises EngineUnusable, LedgerUnavailable or StoreUnusable if one of these cannot be had, or SettingsError.
     """
     asyncio.run(_serve(settings, engine, accounts, listener, started))

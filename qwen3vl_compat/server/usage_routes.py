@@ -70,23 +70,16 @@ async def get_limits(request: Http, service: NamedDependency[Service]) -> Respon
     """What the caller's key and tenant may use, and how their budgets stand."""
     exchange = exchange_of(request.scope)
     refuse_all(exchange.query)
-    standing = await asyncio.to_thread(usage_of(service).standing, exchange.caller.tenant, exchange.caller.key)
-    of_key, of_tenant = service.quotas_of(exchange.caller)
+    standing = await asyncio.to_thread(service.accounts.usage.standing, exchange.caller.tenant, exchange.caller.key)
+    of_key, of_tenant = await service.accounts.terms(exchange.caller)
     return Response(limits_body(of_key, of_tenant, standing, service.settings.ledger.currency), headers=FRESH)
-
-
-def usage_of(service: Service) -> Usage:
-    """The server's usage; NotFound where there is no ledger."""
-    if service.usage is None:
-        raise NotFound("This server keeps no account of usage.")
-    return service.usage
 
 
 # ---------------------------------------------------------------------------------------------------------------- sums
 
 
 async def _sums(service: Service, exchange: Exchange, tenant: str | None) -> Response[dict[str, Any]]:
-    usage = usage_of(service)
+    usage = service.accounts.usage
     page = decode_page(exchange.query, tenant, time.time())
 
     def read() -> tuple[tuple[Bucket, ...], Open]:
@@ -138,7 +131,7 @@ def _result_body(result: Result, currency: str) -> dict[str, Any]:
 
 async def _export(service: Service, request: Http, tenant: str | None) -> Response[Any]:
     """A file that is read from the ledger as the client takes it."""
-    usage, exchange = usage_of(service), exchange_of(request.scope)
+    usage, exchange = service.accounts.usage, exchange_of(request.scope)
     selection, form = decode_export(exchange.query, tenant, time.time())
     await asyncio.to_thread(_check_tenant, usage, selection)
     pieces = _pieces(service, export(usage.rows(selection), form, service.settings.ledger.currency))

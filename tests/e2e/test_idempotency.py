@@ -16,8 +16,9 @@ import openai
 import pytest
 from google.genai import errors, types
 
-from qwen3vl_compat.accounts.database import FILE, open_database
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
+from qwen3vl_compat.accounts.sqlite import FILE
 from tests import sdks
 from tests.serving import Served, serving
 

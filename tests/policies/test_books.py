@@ -25,6 +25,7 @@ from msgspec import Struct
 from sqlalchemy import Engine, insert, select
 
 from qwen3vl_compat.accounts.booking import period_of
+from qwen3vl_compat.accounts.books import Terms
 from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.ledger import Ledger
@@ -36,7 +37,7 @@ from qwen3vl_compat.errors import ApiError, EngineFailed, OutOfCredit, RateLimit
 from qwen3vl_compat.events import Events, Finish, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
 from qwen3vl_compat.policies.limiting import Limiter, make_limiter
-from qwen3vl_compat.policies.metering import CHECKPOINT_TOKENS, Books, Metering, Terms
+from qwen3vl_compat.policies.metering import CHECKPOINT_TOKENS, Bookkeeping, Metering
 from qwen3vl_compat.settings import LimitSettings, Quotas
 from tests.redis_server import RedisServer
 
@@ -156,7 +157,7 @@ class Machine(RuleBasedStateMachine):
         async def price_of(model: str, now: int) -> Price | None:
             return PRICE
 
-        books = Books(process.ledger, process.limiter, terms_of, price_of, process.totals)
+        books = Bookkeeping(process.ledger, process.limiter, terms_of, price_of, process.totals)
         metering = Metering(books, count, lambda request, usage: request.sampling.max_tokens or 0)
         request = Request(
             id=name, created=0, model="m", messages=(Message("user", (Text("x"),)),),

@@ -11,9 +11,10 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy import Engine, func, select
 
-from qwen3vl_compat.accounts.database import FILE, open_database
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.replies import Replies
+from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.accounts.tables import replies as table
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, EngineFailed, InvalidRequest, NotFound, Overloaded

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, insert, select
 
+from qwen3vl_compat.accounts.books import Terms
 from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.ledger import Ledger
@@ -19,7 +20,7 @@ from qwen3vl_compat.errors import EngineFailed, InvalidRequest, OutOfCredit, Ove
 from qwen3vl_compat.events import Event, Events, Finish, Started, fold
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
-from qwen3vl_compat.policies.metering import Books, Metering, Terms
+from qwen3vl_compat.policies.metering import Bookkeeping, Metering
 from qwen3vl_compat.settings import Quotas
 
 PRICE = Price(
@@ -53,7 +54,7 @@ class House:
         return self.price
 
     def generate(self, request: Request, inner: Any = None) -> Events:
-        books = Books(self.ledger, self.limiter, self.terms_of, self.price_of, self.totals)
+        books = Bookkeeping(self.ledger, self.limiter, self.terms_of, self.price_of, self.totals)
         return Metering(books, self.engine.count, self.engine.room)(inner or self.engine.generate)(request)
 
     def rows(self) -> dict[str, Any]:

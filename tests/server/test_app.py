@@ -9,10 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
+from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import open_database
-from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
+from qwen3vl_compat.messages import Caller
 from qwen3vl_compat.server.answer import Service
 from qwen3vl_compat.server.app import build_app, build_routes, build_service
 from qwen3vl_compat.server.body import Disconnected, read_json_body
@@ -22,19 +23,42 @@ from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.settings import ServerSettings, Settings
 
 
-@pytest.fixture
-def service() -> Service:
-    return build_service(Settings(), ScriptedEngine())
+class House:
+    """A server's application with a database of its own, and the keys of its first start."""
+
+    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
+        settings = settings or Settings()
+        self.accounts = open_accounts(open_database(folder), settings)
+        first = self.accounts.keys.ensure_first()
+        assert first is not None
+        self.key, self.admin = first.model, first.admin
+        self.service = build_service(settings, ScriptedEngine(), self.accounts)
+
+    def client(self, key: str | None = None) -> httpx.AsyncClient:
+        """One that sends the model key, another, or with an empty text none."""
+        secret = self.key.secret_text if key is None else key
+        transport = httpx.ASGITransport(app=build_app(self.service))  # type: ignore[arg-type]
+        headers = {"authorization": f"Bearer {secret}"} if secret else {}
+        return httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers)
 
 
 @pytest.fixture
-async def client(service: Service, tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    keys = Keys(open_database(tmp_path / "state"))
-    first = keys.ensure_first()
-    assert first is not None
-    headers = {"authorization": f"Bearer {first.model.secret_text}"}
-    transport = httpx.ASGITransport(app=build_app(service, keys.find))  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as made:
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    made = House(tmp_path / "state")
+    await made.service.open_books()
+    yield made
+    await made.service.close_books()
+    made.accounts.database.dispose()
+
+
+@pytest.fixture
+def service(house: House) -> Service:
+    return house.service
+
+
+@pytest.fixture
+async def client(house: House) -> AsyncIterator[httpx.AsyncClient]:
+    async with house.client() as made:
         yield made
 
 
@@ -63,33 +87,23 @@ async def test_every_post_answers_200(service: Service) -> None:
     assert all(handler.status_code == 200 for handler in posts)
 
 
-async def test_metrics_take_an_admin_key_unless_set_open(service: Service, tmp_path: Path) -> None:
-    keys = Keys(open_database(tmp_path / "state"))
-    first = keys.ensure_first()
-    assert first is not None
-    for opened, key, status in (
-        (False, first.admin.secret_text, 200), (False, first.model.secret_text, 403), (False, "", 401), (True, "", 200),
+async def test_metrics_take_an_admin_key_unless_set_open(tmp_path: Path) -> None:
+    closed = House(tmp_path / "closed")
+    opened = House(tmp_path / "open", Settings(server=ServerSettings(open_metrics=True)))
+    for house, key, status in (
+        (closed, closed.admin.secret_text, 200), (closed, closed.key.secret_text, 403), (closed, "", 401),
+        (opened, "", 200),
     ):  # fmt: skip
-        served = build_service(Settings(server=ServerSettings(open_metrics=opened)), ScriptedEngine())
-        transport = httpx.ASGITransport(app=build_app(served, keys.find))  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://t") as made:
-            answer = await made.get("/metrics", headers={"authorization": f"Bearer {key}"} if key else {})
-        assert answer.status_code == status
+        async with house.client(key) as made:
+            assert (await made.get("/metrics")).status_code == status
 
 
 @pytest.mark.parametrize("path", ["/metrics", "//metrics", "/metrics/", "///metrics//", "/admin/x", "//admin/x"])
-async def test_what_takes_an_admin_key_takes_no_other_however_it_is_spelt(
-    service: Service, tmp_path: Path, path: str
-) -> None:
+async def test_what_takes_an_admin_key_takes_no_other_however_it_is_spelt(house: House, path: str) -> None:
     """Litestar routes a path with more slashes like the one without them; so must the door judge it."""
-    keys = Keys(open_database(tmp_path / "state"))
-    first = keys.ensure_first()
-    assert first is not None
-    transport = httpx.ASGITransport(app=build_app(service, keys.find))  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport) as made:
-        for key, status in ((first.model, 403), (first.admin, 200 if "metrics" in path else 404)):
-            answer = await made.get(f"http://t{path}", headers={"authorization": f"Bearer {key.secret_text}"})
-            assert answer.status_code == status
+    for key, status in ((house.key, 403), (house.admin, 200 if "metrics" in path else 404)):
+        async with house.client(key.secret_text) as made:
+            assert (await made.get(f"http://t{path}")).status_code == status
 
 
 async def test_a_wrong_method_names_the_right_ones(client: httpx.AsyncClient) -> None:
@@ -172,27 +186,22 @@ async def test_a_client_that_leaves_while_it_sends() -> None:
         await read_json_body(exchange(), half(), LIMITS)
 
 
-async def test_the_request_says_who_calls(service: Service, tmp_path: Path) -> None:
-    keys = Keys(open_database(tmp_path / "state"))
-    first = keys.ensure_first()
-    assert first is not None
+async def test_the_request_says_who_calls(house: House) -> None:
     callers = []
-    inner = service.engine.generate
+    inner = house.service.generate
 
     def generate(request: Any) -> Any:
-        callers.append(request.caller)
+        callers.append((request.caller, request.wire))
         return inner(request)
 
-    service.engine.generate = generate  # type: ignore[method-assign]
-    served = build_service(Settings(), service.engine)
-    transport = httpx.ASGITransport(app=build_app(served, keys.find))  # type: ignore[arg-type]
-    headers = {"authorization": f"Bearer {first.model.secret_text}"}
+    house.service.generate = generate
     chat = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "Hi"}]}
-    async with httpx.AsyncClient(transport=transport, base_url="http://t", headers=headers) as made:
+    async with house.client() as made:
         assert (await made.post("/v1/chat/completions", json=chat)).status_code == 200
         native = {"contents": [{"parts": [{"text": "Hi"}]}]}
         assert (await made.post("/v1beta/models/qwen3-vl:generateContent", json=native)).status_code == 200
-    assert [(caller.tenant != "", caller.key) for caller in callers] == [(True, first.model.key.public)] * 2
+    caller = Caller("default", house.key.key.public)
+    assert callers == [(caller, "openai"), (caller, "google")]
 
 
 async def test_a_deadline_holds_though_events_are_always_ready() -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Engine, event, insert
 
+from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import open_database, writing
 from qwen3vl_compat.accounts.export import COLUMNS
 from qwen3vl_compat.accounts.keys import Keys
@@ -48,9 +50,9 @@ class House:
             ledger=LedgerSettings(currency="EUR"),
             limits=LimitSettings(tokens=1000, budget="5.00/month", redis="redis://nowhere"),
         )
-        self.service: Service = build_service(settings, ScriptedEngine())
-        self.service.usage = Usage(self.engine, lambda: NOW)
-        self.app: Any = build_app(self.service, keys.find)
+        accounts = replace(open_accounts(self.engine, settings), usage=Usage(self.engine, lambda: NOW))
+        self.service: Service = build_service(settings, ScriptedEngine(), accounts)
+        self.app: Any = build_app(self.service)
         public, other = self.key.key.public, self.other.key.public
         record(
             self.engine,
@@ -370,10 +372,8 @@ async def test_limits_are_told_with_what_is_left(house: House) -> None:
         for scope, period, amount in ((whose, day, 1), ("tenant:acme", month, 2), ("tenant:other", month, 3)):
             values = {"scope": scope, "period": period, "spent": amount * NANO, "reserved": amount * NANO // 10}
             connection.execute(insert(spending).values(values))
-    house.service.quotas_of = lambda caller: (
-        Quotas(requests="60/minute", budget="1.05/day"),
-        house.service.settings.limits,
-    )
+    quotas = Quotas(requests="60/minute", budget="1.05/day")
+    house.service.accounts.keys.change(house.key.key.public, limits=quotas)
     answer = await house.get("/v1/limits")
     none = {"limit": None, "spent": "0.00", "reserved": "0.00", "left": None}
     unset = dict.fromkeys(("requests", "tokens", "tokens_in", "tokens_out", "pictures", "concurrent"))
@@ -406,12 +406,6 @@ def test_a_limit_of_zero_is_one() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- the rest
-
-
-async def test_where_there_is_no_ledger_there_is_nothing_to_tell(house: House) -> None:
-    house.service.usage = None
-    for path in ("/v1/usage", "/v1/usage/export", "/v1/limits"):
-        assert (await house.get(path)).status_code == 404
 
 
 async def test_prometheus_is_told_what_was_charged(house: House) -> None:
