@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+LOOK_S = 0.01
 TURNS = 8
 """Turns of the loop in which an answer that came while something else kept the loop busy is still taken."""
 CLOSING_S = 1.0
@@ -20,6 +21,25 @@ CLOSING_S = 1.0
 
 class Lost(Exception):
     """Redis did not do as it should; the message says how in a few words."""
+
+
+class Patience:
+    """Time for Redis. While something else keeps the loop busy it hears nothing, so that does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+    async def outlasts(self, task: asyncio.Task[object]) -> bool:
+        """Whether the task ends in the time that is left."""
+        loop = asyncio.get_running_loop()
+        while not task.done() and self.left > 0:
+            look, began = min(self.left, LOOK_S), loop.time()
+            await asyncio.wait([task], timeout=look)
+            self.left -= min(look, loop.time() - began)
+        for _ in range(TURNS):
+            if not task.done():
+                await asyncio.sleep(0)
+        return task.done()
 
 
 class Line:
@@ -38,21 +58,18 @@ class Line:
         self._closing: set[asyncio.Task[None]] = set()
         self._lost = ""
 
-    async def call(self, until: float, *words: str | int) -> object:
-        """The reply to a command, connecting included, before `until` on the loop's clock.
+    async def call(self, patience: Patience, *words: str | int) -> object:
+        """The reply to a command, connecting included.
 
         Raises Lost, and ResponseError where Redis refuses. The command goes out even when the caller is cancelled.
         """
         task = asyncio.create_task(self._exchange(words))
         self._calls.add(task)
         task.add_done_callback(self._ended)
-        await asyncio.wait([task], timeout=max(0, until - asyncio.get_running_loop().time()))
-        for _ in range(TURNS):
-            if not task.done():
-                await asyncio.sleep(0)
-        if not task.done():
+        if not await patience.outlasts(task):
             self._drop("it does not answer in time")
-        if not task.done() or task.cancelled():
+            raise Lost(self._lost)
+        if task.cancelled():
             raise Lost(self._lost)
         return task.result()
 

@@ -3,7 +3,6 @@
 All keys have one hash tag, so that a script finds them on one node of a cluster; two installations take two databases.
 """
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ from msgspec import Struct
 from redis.exceptions import NoScriptError, ResponseError
 
 from qwen3vl_compat.policies.limiting import HELD_S, Claim, Decision, Seed
-from qwen3vl_compat.policies.limiting.line import Line, Lost
+from qwen3vl_compat.policies.limiting.line import Line, Lost, Patience
 from qwen3vl_compat.policies.limiting.scripts import ADMIT, RENEW, SETTLE, Script
 from qwen3vl_compat.policies.limiting.seeding import Seeds
 
@@ -45,9 +44,9 @@ class RedisLimiter:
 
     async def start(self) -> None:
         """Bring the scripts to Redis and see whether it does its work in time."""
-        until = asyncio.get_running_loop().time() + OPENING_S
+        patience = Patience(OPENING_S)
         for script in (ADMIT, SETTLE, RENEW):
-            await self._call(until, "SCRIPT", "LOAD", script.text)
+            await self._call(patience, "SCRIPT", "LOAD", script.text)
         await self.admit("", [PROBE])
 
     async def close(self) -> None:
@@ -55,17 +54,14 @@ class RedisLimiter:
         await self._line.close()
 
     async def admit(self, name: str, claims: Sequence[Claim]) -> Decision:
-        loop = asyncio.get_running_loop()
-        until, told = loop.time() + self._wait, dict[int, tuple[int, int]]()
+        patience, told = Patience(self._wait), dict[int, tuple[int, int]]()
         while True:
-            verdict, now, *found = await self._ask(until, name, claims, told)
+            verdict, now, *found = await self._ask(patience, name, claims, told)
             if verdict >= 0:
                 break
-            began = loop.time()
             for number in found:
                 start = claims[number - 1].start(now)
                 told[number] = await self._seeds.of(claims[number - 1], start), start
-            until += loop.time() - began
         standings = tuple(claim.standing(claim.limit - used, now) for claim, used in zip(claims, found, strict=True))
         if name and not verdict:
             self.adopt(name, claims)
@@ -82,7 +78,9 @@ class RedisLimiter:
         """Bring it there; again changes nothing."""
         given_up = settlement.amounts is None
         keys = [f"hold:{settlement.name}", *settlement.gauges]
-        await self._run(self._until(), SETTLE, keys, (settlement.name, int(given_up), *(settlement.amounts or ())))
+        await self._run(
+            Patience(self._wait), SETTLE, keys, (settlement.name, int(given_up), *(settlement.amounts or ()))
+        )
 
     def adopt(self, name: str, claims: Sequence[Claim]) -> None:
         """Renew the name's places from now on, wherever it was admitted."""
@@ -97,25 +95,22 @@ class RedisLimiter:
             for gauge in gauges:
                 names[gauge].append(name)
         for gauge, those in names.items():
-            await self._run(self._until(), RENEW, [gauge], [name for name in those if name in self._places])
+            await self._run(Patience(self._wait), RENEW, [gauge], [name for name in those if name in self._places])
 
     async def forget(self, counters: Sequence[tuple[str, int]]) -> None:
         """Have these counters, by name and start of their window, begun anew with what the ledger knows."""
         if counters:
-            await self._call(self._until(), "DEL", *(f"{PREFIX}{name}:{start}" for name, start in counters))
-
-    def _until(self) -> float:
-        return asyncio.get_running_loop().time() + self._wait
+            await self._call(Patience(self._wait), "DEL", *(f"{PREFIX}{name}:{start}" for name, start in counters))
 
     async def _ask(
-        self, until: float, name: str, claims: Sequence[Claim], told: dict[int, tuple[int, int]]
+        self, patience: Patience, name: str, claims: Sequence[Claim], told: dict[int, tuple[int, int]]
     ) -> list[int]:
         """What the script answers, once it has the form that it should."""
         words: list[str | int] = [name]
         for number, claim in enumerate(claims, 1):
             usual = ("", "") if self._seeds.tell_of(claim.period) else (0, "")
             words += [1000 * claim.period, claim.limit, claim.amount, *told.get(number, usual)]
-        answer = await self._run(until, ADMIT, [f"hold:{name}", *(claim.counter for claim in claims)], words)
+        answer = await self._run(patience, ADMIT, [f"hold:{name}", *(claim.counter for claim in claims)], words)
         verdict, found = (answer[0], answer[2:]) if len(answer) > 1 else (-2, [])
         numbers = range(1, len(claims) + 1)
         if verdict == -1 and found and all(number in numbers for number in found):
@@ -124,14 +119,16 @@ class RedisLimiter:
             raise Lost("it answers what was not asked")
         return answer
 
-    async def _run(self, until: float, script: Script, keys: Sequence[str], words: Sequence[str | int]) -> list[int]:
+    async def _run(
+        self, patience: Patience, script: Script, keys: Sequence[str], words: Sequence[str | int]
+    ) -> list[int]:
         """A script's answer; Redis is sent the script where it does not know it."""
         now = "" if self._clock is None else int(self._clock() * 1000)
         rest = (len(keys), *(PREFIX + key for key in keys), now, 1000 * HELD_S, *words)
         try:
-            answer = await self._line.call(until, "EVALSHA", script.digest, *rest)
+            answer = await self._line.call(patience, "EVALSHA", script.digest, *rest)
         except NoScriptError:
-            answer = await self._call(until, "EVAL", script.text, *rest)
+            answer = await self._call(patience, "EVAL", script.text, *rest)
         except ResponseError as refusal:
             raise Lost(str(refusal)) from None
         try:
@@ -139,9 +136,9 @@ class RedisLimiter:
         except msgspec.ValidationError:
             raise Lost("it answers what was not asked") from None
 
-    async def _call(self, until: float, *words: str | int) -> object:
+    async def _call(self, patience: Patience, *words: str | int) -> object:
         try:
-            return await self._line.call(until, *words)
+            return await self._line.call(patience, *words)
         except ResponseError as refusal:
             raise Lost(str(refusal)) from None
 
