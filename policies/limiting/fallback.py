@@ -2,6 +2,10 @@
 
 The first failure switches over: requests wait for Redis once, for `limits.redis_wait` at most, and then no more until
 it has proved itself. What is counted where is settled there; what Redis cannot be told now it is told later.
+
+So a counter that the ledger knows keeps to its limit through all this, as far as the ledger knows of a request when the
+next one is decided. Another may be filled twice in the windows in which Redis goes or comes back: there, and here by
+all processes together. Places under way count on both sides.
 """
 
 import asyncio

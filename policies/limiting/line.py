@@ -1,7 +1,7 @@
 """The one connection to Redis: any number of calls are under way on it at once, and answered in their order.
 
-So hundreds of requests open no hundreds of connections, none waits for another's turn, and one that is cancelled leaves
-the connection whole. A call that gets no answer in its time means that Redis is lost: all calls end at once.
+So hundreds of requests open no hundreds of connections, and one that is cancelled leaves the connection whole. A call
+that gets no answer in its time means that Redis is lost: all calls end at once, those that wait for their turn too.
 """
 
 import asyncio
@@ -13,6 +13,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+AT_ONCE = 32
+"""Calls under way. More would wait in Redis for each other, and that is no slowness of its."""
+QUEUE_S = 1.0
+"""Redis does not keep up when a call waits so long for its turn, although all before it were answered in time."""
 LOOK_S = 0.01
 TURNS = 8
 """Turns of the loop in which an answer that came while something else kept the loop busy is still taken."""
@@ -56,13 +60,36 @@ class Line:
         self._reading: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[object]] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        self._lost = ""
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        self._lost, self._losses = "", 0
 
     async def call(self, patience: Patience, *words: str | int) -> object:
         """The reply to a command, connecting included.
 
-        Raises Lost, and ResponseError where Redis refuses. The command goes out even when the caller is cancelled.
+        Raises Lost, and ResponseError where Redis refuses. A command that is out stays so when its caller is cancelled.
         """
+        losses = self._losses
+        try:
+            async with asyncio.timeout(QUEUE_S):
+                await self._turns.acquire()
+        except TimeoutError:
+            self._drop("it does not keep up")
+            raise Lost(self._lost) from None
+        try:
+            if losses != self._losses:
+                raise Lost(self._lost)
+            return await self._answer(patience, words)
+        finally:
+            self._turns.release()
+
+    async def close(self) -> None:
+        """Hang up; nothing of the connection stays."""
+        self._drop("closed")
+        await asyncio.sleep(0)  # what was cancelled hangs up too
+        for task in (await asyncio.wait(self._closing, timeout=CLOSING_S))[1] if self._closing else ():
+            task.cancel()
+
+    async def _answer(self, patience: Patience, words: tuple[str | int, ...]) -> object:
         task = asyncio.create_task(self._exchange(words))
         self._calls.add(task)
         task.add_done_callback(self._ended)
@@ -72,13 +99,6 @@ class Line:
         if task.cancelled():
             raise Lost(self._lost)
         return task.result()
-
-    async def close(self) -> None:
-        """Hang up; nothing of the connection stays."""
-        self._drop("closed")
-        await asyncio.sleep(0)  # what was cancelled hangs up too
-        for task in (await asyncio.wait(self._closing, timeout=CLOSING_S))[1] if self._closing else ():
-            task.cancel()
 
     async def _exchange(self, words: tuple[str | int, ...]) -> object:
         connection = await self._connected()
@@ -107,7 +127,7 @@ class Line:
         connection = self._connections.make_connection()
         try:
             await connection.connect()
-        except (RedisError, OSError) as error:
+        except Exception as error:
             self._lost = str(error)
             self._hang_up(connection)
         except BaseException:
@@ -131,14 +151,14 @@ class Line:
                 reply = self._replies.popleft()
                 if not reply.done():
                     reply.set_result(answer)
-        except (RedisError, OSError) as error:
-            self._drop(str(error))
         except IndexError:
             self._drop("it answers what was not asked")
+        except Exception as error:
+            self._drop(str(error))
 
     def _drop(self, reason: str) -> None:
         """Hang up, and end all calls with this reason."""
-        self._lost = reason
+        self._lost, self._losses = reason, self._losses + 1
         for task in (*self._calls, self._opening, self._reading):
             if task is not None:
                 task.cancel()

@@ -3,8 +3,9 @@
 import asyncio
 import socket
 import struct
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 Mode = Literal["pass", "refuse", "reset", "hole", "slow", "garbage"]
 SLOW_S = 0.5
@@ -61,7 +62,7 @@ class Proxy:
             return
         self._run(self._serve(reader, writer))
 
-    def _run(self, serving: "asyncio._CoroutineLike[None]") -> None:
+    def _run(self, serving: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(serving)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -15,20 +15,24 @@ from qwen3vl_compat.policies.limiting.fallback import FallbackLimiter
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
 from qwen3vl_compat.policies.limiting.shared import PREFIX, RedisLimiter
 from qwen3vl_compat.settings import LimitSettings, SettingsError
-from tests.policies.counting import DAY, Told, claim, left, refused
+from tests.policies.counting import DAY, PATIENCE, Told, claim, left, refused
 from tests.policies.proxy import Mode, Proxy
 from tests.redis_server import RedisServer, running
 
 WAIT = 0.25
 """Seconds for Redis, more than by default: the machine may be busy."""
+SLOWEST = 20 * WAIT
+"""Well below what a client waits by default, and far above what a busy machine needs."""
 SOON = 30.0
 """Seconds after which something does not happen any more."""
 GAUGE = claim("concurrent", 2)
 
 
 @asynccontextmanager
-async def counting(url: str, seed: Seed | None = None, share: int = 1) -> AsyncIterator[FallbackLimiter]:
-    limiter = FallbackLimiter(RedisLimiter(url, seed, wait=WAIT), LocalLimiter(seed, share=lambda: share))
+async def counting(
+    url: str, seed: Seed | None = None, share: int = 1, wait: float = WAIT
+) -> AsyncIterator[FallbackLimiter]:
+    limiter = FallbackLimiter(RedisLimiter(url, seed, wait=wait), LocalLimiter(seed, share=lambda: share))
     await limiter.start()
     try:
         yield limiter
@@ -98,10 +102,6 @@ async def test_a_fault_on_the_way(proxy: Proxy, mode: Mode, said: Callable[[], l
         await until(lambda: not limiter._owed)
         assert left(await limiter.admit("again", [one, GAUGE])) == [97, 0]
     assert said() == ["lost", "back"]
-
-
-SLOWEST = 20 * WAIT
-"""Well below what any client's default would wait, and far above what a busy machine needs."""
 
 
 async def test_a_server_that_is_killed_and_starts_again_empty(
@@ -190,7 +190,7 @@ async def test_the_outcome_of_a_slow_decision_does_not_count(proxy: Proxy, own_r
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_cancelled_decision_holds_nothing(own_redis: RedisServer, turns: int) -> None:
     claims = [claim("tokens", 10**6, 60, period=DAY), claim("concurrent", 100)]
-    async with counting(own_redis.url) as limiter:
+    async with counting(own_redis.url, wait=PATIENCE) as limiter:
         tasks = [asyncio.create_task(limiter.admit(f"a{number}", claims)) for number in range(20)]
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -206,7 +206,7 @@ async def test_a_cancelled_decision_holds_nothing(own_redis: RedisServer, turns:
 
 async def test_a_cancelled_settlement_is_made_later(own_redis: RedisServer) -> None:
     claims = [claim("tokens", 100, 60, period=DAY), GAUGE]
-    async with counting(own_redis.url) as limiter:
+    async with counting(own_redis.url, wait=PATIENCE) as limiter:
         await limiter.admit("a", claims)
         task = asyncio.create_task(limiter.settle("a", [10, 0]))
         await asyncio.sleep(0)
@@ -217,7 +217,7 @@ async def test_a_cancelled_settlement_is_made_later(own_redis: RedisServer) -> N
 
 
 async def test_200_at_once_on_a_healthy_redis(own_redis: RedisServer, said: Callable[[], list[str]]) -> None:
-    async with counting(own_redis.url) as limiter:
+    async with counting(own_redis.url, wait=PATIENCE) as limiter:
         for turn in range(5):
             asked = [limiter.admit(f"{turn}/{number}", [claim("requests", 10**6)]) for number in range(200)]
             assert all(decision.refused is None for decision in await asyncio.gather(*asked))
@@ -287,7 +287,7 @@ class TestRedisRefuses:
         self, own_redis: RedisServer, said: Callable[[], list[str]]
     ) -> None:
         told, claims = Told(), [claim("pictures", 10, 4, period=DAY), claim("tokens", 10, 4), GAUGE]
-        async with counting(own_redis.url, told) as limiter:
+        async with counting(own_redis.url, told, wait=PATIENCE) as limiter:
             await limiter.admit("a", claims)
             told.used = 4
             own_redis.command("FLUSHALL")
@@ -300,7 +300,7 @@ class TestRedisRefuses:
     async def test_a_key_of_another_type_is_replaced(
         self, own_redis: RedisServer, said: Callable[[], list[str]]
     ) -> None:
-        async with counting(own_redis.url) as limiter:
+        async with counting(own_redis.url, wait=PATIENCE) as limiter:
             own_redis.command("LPUSH", PREFIX + GAUGE.counter, "x")
             assert left(await limiter.admit("a", [GAUGE])) == [1]
         assert said() == []
