@@ -74,8 +74,8 @@ class FallbackLimiter:
             try:
                 decision = await self._shared.admit(name, claims)
             except Exception as failure:
-                self._give_up(name, claims)
                 self._lose(failure)
+                self._give_up(name, claims)
             except BaseException:
                 self._give_up(name, claims)
                 raise
@@ -125,8 +125,8 @@ class FallbackLimiter:
         try:
             await self._shared.deliver(settlement)
         except Exception as failure:
-            self._owe(settlement)
             self._lose(failure)
+            self._owe(settlement)
         except BaseException:
             self._owe(settlement)
             raise

@@ -18,8 +18,6 @@ AT_ONCE = 32
 QUEUE_S = 1.0
 """Redis does not keep up when a call waits so long for its turn, although all before it were answered in time."""
 LOOK_S = 0.01
-TURNS = 8
-"""Turns of the loop in which an answer that came while something else kept the loop busy is still taken."""
 CLOSING_S = 1.0
 
 
@@ -40,9 +38,6 @@ class Patience:
             look, began = min(self.left, LOOK_S), loop.time()
             await asyncio.wait([task], timeout=look)
             self.left -= min(look, loop.time() - began)
-        for _ in range(TURNS):
-            if not task.done():
-                await asyncio.sleep(0)
         return task.done()
 
 

@@ -10,6 +10,8 @@ from tests.redis_server import RedisServer
 NOON = 1_700_049_600.0
 """Seconds since 1970 of a noon UTC."""
 HOUR, DAY = 3600, 86_400
+AGES = 10**9
+"""The period of windows that end in 2033, for tests by the real clock."""
 PATIENCE = 10.0
 """Seconds for Redis on a busy machine."""
 

@@ -7,7 +7,7 @@ import asyncio
 import sys
 
 from qwen3vl_compat.policies.limiting.shared import RedisLimiter
-from tests.policies.counting import DAY, PATIENCE, claim
+from tests.policies.counting import AGES, PATIENCE, claim
 
 
 async def main(url: str, first: int, count: int) -> None:
@@ -15,7 +15,7 @@ async def main(url: str, first: int, count: int) -> None:
     await limiter.start()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    claims = [claim("requests", 10, period=DAY), claim("tokens", 10**6, 7, period=DAY)]
+    claims = [claim("requests", 10, period=AGES), claim("tokens", 10**6, 7, period=AGES)]
     asked = [limiter.admit(f"r{number}", claims) for number in range(first, first + count)]
     print(sum(decision.refused is None for decision in await asyncio.gather(*asked)), flush=True)
     await limiter.close()

@@ -7,15 +7,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 
 from qwen3vl_compat.policies.limiting import Limiter, Seed, make_limiter
-from qwen3vl_compat.policies.limiting.fallback import FallbackLimiter
+from qwen3vl_compat.policies.limiting.fallback import RENEW_S, FallbackLimiter
+from qwen3vl_compat.policies.limiting.line import AT_ONCE, Line, Lost, Patience
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
 from qwen3vl_compat.policies.limiting.shared import PREFIX, RedisLimiter
 from qwen3vl_compat.settings import LimitSettings, SettingsError
-from tests.policies.counting import DAY, PATIENCE, Told, claim, left, refused
+from tests.policies.counting import AGES, PATIENCE, Told, left, refused
+from tests.policies.counting import claim as claim_of
 from tests.policies.proxy import Mode, Proxy
 from tests.redis_server import RedisServer, running
 
@@ -25,6 +28,7 @@ SLOWEST = 20 * WAIT
 """Well below what a client waits by default, and far above what a busy machine needs."""
 SOON = 30.0
 """Seconds after which something does not happen any more."""
+claim = partial(claim_of, period=AGES)
 GAUGE = claim("concurrent", 2)
 
 
@@ -104,10 +108,22 @@ async def test_a_fault_on_the_way(proxy: Proxy, mode: Mode, said: Callable[[], l
     assert said() == ["lost", "back"]
 
 
+async def test_those_who_wait_for_their_turn_wait_no_longer_than_the_others(proxy: Proxy) -> None:
+    line = Line(proxy.url)
+    await proxy.set("hole")
+    calls = [line.call(Patience(WAIT), "PING") for _ in range(3 * AT_ONCE)]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(outcome, Lost) for outcome in outcomes)
+    assert proxy.accepted == 1
+    await proxy.set("pass")
+    assert await line.call(Patience(PATIENCE), "PING") == b"PONG"
+    await line.close()
+
+
 async def test_a_server_that_is_killed_and_starts_again_empty(
     own_redis: RedisServer, said: Callable[[], list[str]]
 ) -> None:
-    told, one = Told(), claim("pictures", 100, 10, period=DAY)
+    told, one = Told(), claim("pictures", 100, 10)
     async with counting(own_redis.url, told) as limiter:
         await limiter.admit("a", [one, GAUGE])
         told.used = 10
@@ -117,7 +133,7 @@ async def test_a_server_that_is_killed_and_starts_again_empty(
         assert refused(await limiter.admit("c", [GAUGE])) == "concurrent"
         own_redis.start()
         assert await until(lambda: said() == ["lost", "back"]) < 5
-        await until(lambda: own_redis.command("ZCARD", PREFIX + GAUGE.counter) == 2)
+        assert await until(lambda: own_redis.command("ZCARD", PREFIX + GAUGE.counter) == 2) < RENEW_S / 2
         decision = await limiter.admit("d", [one, GAUGE])
         assert (refused(decision), left(decision)) == ("concurrent", [80, 0])
         for name in "ab":
@@ -129,7 +145,7 @@ async def test_what_was_admitted_without_redis_is_known_there_afterwards(
     proxy: Proxy, said: Callable[[], list[str]]
 ) -> None:
     """For counters that the ledger knows: Redis kept its own through the fault, and they are begun anew."""
-    told, one = Told(), claim("pictures", 100, 10, period=DAY)
+    told, one = Told(), claim("pictures", 100, 10)
     async with counting(proxy.url, told) as limiter:
         for outage in range(3):
             used = 30 * outage
@@ -174,9 +190,36 @@ async def test_places_do_not_leak_when_redis_comes_and_goes(
         assert not limiter._shared._places
 
 
+async def test_the_same_name_again_changes_nothing_wherever_it_was_counted(proxy: Proxy) -> None:
+    claims = [claim("tokens", 100, 30), GAUGE]
+    async with counting(proxy.url) as limiter:
+        there = await limiter.admit("a", claims)
+        await proxy.set("refuse")
+        here = await limiter.admit("b", claims)
+        assert await limiter.admit("a", claims) == there
+        assert await limiter.admit("b", claims) == here
+        assert left(here) == [70, 0]
+        await proxy.set("pass")
+        await until(lambda: not limiter._lost and not limiter._owed)
+        assert await limiter.admit("b", claims) == here
+        await limiter.settle("b", [30, 0])
+        assert left(await limiter.admit("c", claims)) == [40, 0]
+
+
+async def test_places_lost_by_a_flush_are_taken_again(own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3vl_compat.policies.limiting.fallback.RENEW_S", 0.1)
+    async with counting(own_redis.url, wait=PATIENCE) as limiter:
+        await limiter.admit("a", [GAUGE])
+        for _ in range(2):
+            own_redis.command("FLUSHALL")
+            await until(lambda: own_redis.command("ZCARD", PREFIX + GAUGE.counter) == 1)
+        await limiter.settle("a", [0])
+        assert left(await limiter.admit("b", [GAUGE])) == [1]
+
+
 async def test_the_outcome_of_a_slow_decision_does_not_count(proxy: Proxy, own_redis: RedisServer) -> None:
     """It was given up, decided here instead, and takes effect in Redis afterwards, before or after it hears of that."""
-    claims = [claim("tokens", 100, 60, period=DAY), GAUGE]
+    claims = [claim("tokens", 100, 60), GAUGE]
     async with counting(proxy.url) as limiter:
         own_redis.process.suspend()
         assert left(await limiter.admit("a", claims)) == [40, 1]
@@ -189,7 +232,7 @@ async def test_the_outcome_of_a_slow_decision_does_not_count(proxy: Proxy, own_r
 
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_cancelled_decision_holds_nothing(own_redis: RedisServer, turns: int) -> None:
-    claims = [claim("tokens", 10**6, 60, period=DAY), claim("concurrent", 100)]
+    claims = [claim("tokens", 10**6, 60), claim("concurrent", 100)]
     async with counting(own_redis.url, wait=PATIENCE) as limiter:
         tasks = [asyncio.create_task(limiter.admit(f"a{number}", claims)) for number in range(20)]
         for _ in range(turns):
@@ -205,15 +248,17 @@ async def test_a_cancelled_decision_holds_nothing(own_redis: RedisServer, turns:
 
 
 async def test_a_cancelled_settlement_is_made_later(own_redis: RedisServer) -> None:
-    claims = [claim("tokens", 100, 60, period=DAY), GAUGE]
+    """Some are cancelled while they wait for their turn: Redis hears of them only afterwards."""
+    claims, names = [claim("tokens", 10**6, 60), claim("concurrent", 1000)], [f"a{n}" for n in range(100)]
     async with counting(own_redis.url, wait=PATIENCE) as limiter:
-        await limiter.admit("a", claims)
-        task = asyncio.create_task(limiter.settle("a", [10, 0]))
+        await asyncio.gather(*(limiter.admit(name, claims) for name in names))
+        tasks = [asyncio.create_task(limiter.settle(name, [10, 0])) for name in names]
         await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: own_redis.command("ZCARD", PREFIX + GAUGE.counter) == 0)
-        assert left(await limiter.admit("b", claims)) == [30, 1]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await until(lambda: own_redis.command("ZCARD", PREFIX + claims[1].counter) == 0)
+        assert left(await limiter.admit("b", claims)) == [10**6 - 1060, 999]
 
 
 async def test_200_at_once_on_a_healthy_redis(own_redis: RedisServer, said: Callable[[], list[str]]) -> None:
@@ -242,7 +287,7 @@ async def test_more_owed_than_is_kept_drops_the_oldest(
     own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, said: Callable[[], list[str]]
 ) -> None:
     monkeypatch.setattr("qwen3vl_compat.policies.limiting.fallback.OWED", 3)
-    one = claim("tokens", 100, 10, period=DAY)
+    one = claim("tokens", 100, 10)
     async with counting(own_redis.url) as limiter:
         for name in "abcde":
             await limiter.admit(name, [one])
@@ -286,7 +331,7 @@ class TestRedisRefuses:
     async def test_nothing_is_lost_by_a_flush_or_by_forgotten_scripts(
         self, own_redis: RedisServer, said: Callable[[], list[str]]
     ) -> None:
-        told, claims = Told(), [claim("pictures", 10, 4, period=DAY), claim("tokens", 10, 4), GAUGE]
+        told, claims = Told(), [claim("pictures", 10, 4), claim_of("tokens", 10, 4), GAUGE]
         async with counting(own_redis.url, told, wait=PATIENCE) as limiter:
             await limiter.admit("a", claims)
             told.used = 4
