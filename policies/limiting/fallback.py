@@ -64,6 +64,7 @@ class FallbackLimiter:
         if not self._lost:
             with suppress(Exception):
                 await self._pay()
+        self._lost = True  # whoever settles after the end opens no connection again
         await self._shared.close()
         await self._local.close()
 
