@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, select
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from qwen3vl_compat.accounts.booking import Booking, Budget, Entry, Left, Outcome, OverBudget, Pot
-from qwen3vl_compat.accounts.database import writing
+from qwen3vl_compat.accounts.database import is_lost, writing
 from qwen3vl_compat.accounts.heartbeat import Heartbeat
 from qwen3vl_compat.accounts.money import Counts, Price
 from qwen3vl_compat.accounts.tables import COUNTS, ledger, prices
@@ -60,6 +61,8 @@ class _Closing(_Wish[int]):
 
 
 Reply = tuple[_Wish[Any], Any]
+Notes = dict[str, tuple[int | None, Counts]]
+"""Checkpoints by the request's id: when it started, and how far it is."""
 
 
 class Ledger:
@@ -83,9 +86,9 @@ class Ledger:
         self._next_beat = 0.0
         self._known: set[Pot] = set()
         self._wishes: list[_Wish[Any]] = []
-        self._notes: dict[str, tuple[int | None, Counts]] = {}
+        self._notes: Notes = {}
         self._change = threading.Condition()
-        self._closing = False
+        self._closing = self._lost = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -138,13 +141,15 @@ class Ledger:
     async def settle(self, entry: Entry, outcome: Outcome) -> int:
         """Close a row, durably, if it is still open; returns what it cost in the end.
 
-        LedgerUnavailable says that it is not written yet; it will be as soon as it can.
+        LedgerUnavailable says that it is not written yet. It will be as soon as it can, as one that failed and costs
+        nothing: whoever waited for the answer does not get it.
         """
         wish = _Closing(entry, self._ticks() + self._wait, outcome)
         self._ask(wish)
         try:
             return await asyncio.wait_for(asyncio.shield(wish.future), self._wait)
         except TimeoutError:
+            wish.outcome = replace(outcome, state="aborted", finish="failed", cost=0)
             raise LedgerUnavailable("the ledger cannot be written now") from None
 
     def _ask(self, wish: _Wish[Any]) -> None:
@@ -174,36 +179,46 @@ class Ledger:
                 self._leave()
                 return
 
-    def _write(self, wishes: list[_Wish[Any]], notes: dict[str, tuple[int | None, Counts]]) -> list[_Wish[Any]]:
+    def _write(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]]:
         """Write all in one transaction, or each alone where that fails because of one of them; returns what failed."""
         try:
             if self._ticks() >= self._next_beat:
                 self._beat()
             if wishes or notes:
                 self._answer(self._commit(wishes, notes))
-        except OperationalError as error:
-            log.warning("the ledger cannot be written: %s", error.orig)
-            return wishes
-        except DBAPIError as error:
-            if error.connection_invalidated or len(wishes) == 0:
-                return wishes
-            return self._one_by_one(wishes, notes)
         except Exception as error:
+            if self._is_lost(error):
+                return wishes
             log.exception("the ledger failed")
-            self._answer([(wish, LedgerUnavailable(str(error))) for wish in wishes])
+            return self._one_by_one(wishes, notes)
+        self._is_back()
         return []
 
-    def _one_by_one(self, wishes: list[_Wish[Any]], notes: dict[str, tuple[int | None, Counts]]) -> list[_Wish[Any]]:
+    def _one_by_one(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]]:
         """One of these cannot be written, whatever is tried; the others can."""
         for number, wish in enumerate(wishes):
             try:
                 self._answer(self._commit([wish], {} if number else notes))
-            except OperationalError:
-                return wishes[number:]
-            except DBAPIError as error:
-                log.error("request %s cannot be written to the ledger: %s", wish.entry.id, error.orig)
+            except Exception as error:
+                if self._is_lost(error):
+                    return wishes[number:]
+                log.error("request %s cannot be written to the ledger (%s)", wish.entry.id, type(error).__name__)
                 self._answer([(wish, LedgerUnavailable("the ledger cannot take this request"))])
         return []
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether it is the database that does not answer; the log says so once."""
+        if not isinstance(error, SQLAlchemyError) or not is_lost(error):
+            return False
+        if not self._lost:
+            self._lost = True
+            log.warning("the ledger cannot be written: %s", str(getattr(error, "orig", error)).partition("\n")[0])
+        return True
+
+    def _is_back(self) -> None:
+        if self._lost:
+            self._lost = False
+            log.warning("the ledger can be written again")
 
     def _left(self, failed: Iterable[_Wish[Any]]) -> list[_Wish[Any]]:
         """What is to be tried again: what somebody waits for still, and whatever closes a row."""
@@ -211,7 +226,7 @@ class Ledger:
             wish.tries += 1
         return [wish for wish in failed if isinstance(wish, _Closing) or self._ticks() < wish.until]
 
-    def _commit(self, wishes: Sequence[_Wish[Any]], notes: dict[str, tuple[int | None, Counts]]) -> list[Reply]:
+    def _commit(self, wishes: Sequence[_Wish[Any]], notes: Notes) -> list[Reply]:
         openings = [wish for wish in wishes if isinstance(wish, _Opening) and not wish.future.done()]
         closings = [wish for wish in wishes if isinstance(wish, _Closing)]
         replies: list[Reply] = []
@@ -221,10 +236,11 @@ class Ledger:
             states = booking.states(sorted([*(wish.entry.id for wish in closings), *tried]))
             for wish in closings:
                 state, cost = states.get(wish.entry.id, ("never opened", 0))
+                outcome = wish.outcome
                 if state == "open":
-                    booking.settle(wish.entry, wish.outcome)
-                    cost = wish.outcome.cost
-                    states[wish.entry.id] = (wish.outcome.state, cost)
+                    booking.settle(wish.entry, outcome)
+                    cost = outcome.cost
+                    states[wish.entry.id] = (outcome.state, cost)
                 replies.append((wish, cost))
             for wish in openings:
                 if wish.entry.id in states:  # the answer to the first try was lost, not the try

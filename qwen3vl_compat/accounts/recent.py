@@ -7,7 +7,7 @@ from collections import OrderedDict
 from threading import Lock
 from typing import Generic, TypeVar
 
-CACHE_S = 5.0
+CACHE_S = 4.0
 """Seconds until a change made in another process (a revocation, a suspension) is seen by this one."""
 
 T = TypeVar("T")
