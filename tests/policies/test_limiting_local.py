@@ -40,7 +40,7 @@ async def test_windows_that_are_over_are_forgotten() -> None:
     for number in range(3 * SWEPT):
         clock.now += 1
         await limiter.admit(
-            "", [claim("requests", 5, period=1, scope=f"ip:{number}"), claim("requests", 0, period=HOUR)]
+            "", [claim("requests", 5, period=1, scope=f"ip:{number}"), claim("requests", 9, 0, period=HOUR)]
         )
         assert len(limiter._counts) <= SWEPT + 1
     assert await room(limiter, [long]) == [88]
