@@ -213,14 +213,14 @@ class _Meter:
     async def _settle(self, outcome: Outcome) -> int:
         """Close the row, and give back what was reserved beyond it; returns what it cost."""
         self._closed = True
-        if self._claims:
-            used = [_amount(claim.kind, outcome.counts) for claim in self._claims]
-            await self._books.limiter.settle(self._entry.id, used)
         try:
             cost = await self._books.ledger.settle(self._entry, outcome)
         except LedgerUnavailable:
-            # The row is closed as soon as the database lets; until then the answer has no end that was paid for.
             raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
+        finally:  # after the ledger, which counters are begun with
+            if self._claims:
+                used = [_amount(claim.kind, outcome.counts) for claim in self._claims]
+                await self._books.limiter.settle(self._entry.id, used)
         self._books.totals.add(self._entry.tenant, self._entry.model, outcome.state, outcome.counts, cost)
         return cost
 

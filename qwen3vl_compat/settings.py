@@ -261,7 +261,7 @@ class LimitSettings(Quotas, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ip: str = ""
     """Requests from one address to any path that takes a key, as `600/minute`."""
     redis: Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
-    """Where several processes count together; without it each takes its share of every limit."""
+    """Where several processes count together, a database of its own; without it each takes its share of every limit."""
     redis_wait: Annotated[float, Meta(gt=0, le=1)] = 0.05
     """Seconds that a request waits for Redis at most."""
 
