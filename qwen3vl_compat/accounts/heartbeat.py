@@ -21,6 +21,7 @@ class Heartbeat:
         """`lease` and `ticks` are in seconds; `ticks` never goes backwards."""
         self.owner, self._lease, self._ticks = owner, lease, ticks
         self._seen: dict[str, tuple[int | None, float]] = {}
+        self._looked = ticks()
 
     def beat(self, connection: Connection, now_ms: int) -> None:
         """Say that this process lives, and look at the others."""
@@ -30,11 +31,14 @@ class Heartbeat:
         beats = {row.id: row.beat for row in connection.execute(select(processes.c.id, processes.c.beat))}
         owners = connection.execute(select(ledger.c.owner).where(ledger.c.state == "open").distinct()).scalars()
         now = self._ticks()
+        # Who could not look for a while cannot know who was still: the database was away, or this process slept.
+        blind = now - self._looked > self._lease / 2
+        self._looked = now
         seen: dict[str, tuple[int | None, float]] = {}
         for owner in {*beats, *owners, *self._seen} - {self.owner}:
             beat = beats.get(owner)
             before = self._seen.get(owner)
-            still = before is not None and beat in (before[0], None)
+            still = before is not None and beat in (before[0], None) and not blind
             seen[owner] = (beat, before[1] if before is not None and still else now)
         self._seen = {
             owner: (beat, since)
@@ -43,11 +47,11 @@ class Heartbeat:
         }
 
     def alive(self, owner: str) -> bool:
-        """Whether a process is still heard of; one never heard of gets the length of a lease to be."""
+        """Whether a process was heard of at the last look; one never heard of gets the length of a lease to be."""
         if owner == self.owner:
             return True
         _, since = self._seen.setdefault(owner, (None, self._ticks()))
-        return self._ticks() - since < self._lease
+        return self._looked - since < self._lease
 
     @property
     def dead(self) -> list[str]:

@@ -191,6 +191,17 @@ async def test_who_gives_up_while_a_row_is_opened_leaves_none_open(book: Ledger,
     check(engine)
 
 
+def outlive(heirs: list[Ledger], ticks: Clock, quarters: int = 4) -> None:
+    """Let so many quarters of a lease go by; whoever lives beats in each."""
+    for _ in range(quarters):
+        for heir in heirs:
+            heir._beat()
+        ticks.now += 15
+    if quarters == 4:
+        for heir in heirs:
+            heir._beat()
+
+
 class TestDeadProcesses:
     @pytest.fixture
     async def left(self, engine: Engine, book: Ledger) -> list[Entry]:
@@ -214,12 +225,11 @@ class TestDeadProcesses:
     ) -> None:
         ticks = Clock()
         heir = Ledger(engine, lease=60, ticks=ticks)
-        for seconds in (0, 59):
-            ticks.now += seconds
+        for _ in range(4):
             heir._beat()
             assert rows(engine)["some"].state == "open"
+            ticks.now += 15
         assert heir.heartbeat.living == 3  # the dead one, the fixture's own and itself
-        ticks.now += 2
         heir._beat()
         found = rows(engine)
         assert (found["none"].state, found["none"].cost, found["none"].text_in) == ("interrupted", 0, 0)
@@ -238,9 +248,7 @@ class TestDeadProcesses:
             connection.execute(update(ledger).where(ledger.c.id == "some").values(owner="frozen"))
         ticks = Clock()
         heir = Ledger(engine, lease=60, ticks=ticks)
-        heir._beat()
-        ticks.now += 61
-        heir._beat()
+        outlive([heir], ticks)
         cost = rows(engine)["some"].cost
         assert await book.settle(left[1], outcome(cost=1)) == cost
         assert rows(engine)["some"].state == "interrupted"
@@ -251,9 +259,8 @@ class TestDeadProcesses:
     ) -> None:
         ticks = Clock()
         heirs = [Ledger(engine, lease=60, ticks=ticks) for _ in range(4)]
-        for heir in heirs:
-            heir._beat()
-        ticks.now += 61
+        outlive(heirs, ticks, 3)
+        ticks.now += 15
         threads = [threading.Thread(target=heir._beat) for heir in heirs]
         for thread in threads:
             thread.start()
@@ -261,6 +268,21 @@ class TestDeadProcesses:
             thread.join()
         assert [row.state for row in rows(engine).values()].count("interrupted") == 2
         check(engine)
+
+    @pytest.mark.parametrize("seconds", [61, 3600])
+    async def test_who_could_not_look_declares_nobody_dead(
+        self, engine: Engine, book: Ledger, left: list[Entry], seconds: int
+    ) -> None:
+        """The database was away, or this process asleep, for longer than a lease: everybody may have been."""
+        ticks = Clock()
+        heir = Ledger(engine, lease=60, ticks=ticks)
+        outlive([heir], ticks, 3)
+        ticks.now += seconds
+        assert heir.heartbeat.alive(rows(engine)["some"].owner)
+        heir._beat()
+        assert rows(engine)["some"].state == "open"
+        outlive([heir], ticks)
+        assert rows(engine)["some"].state == "interrupted"
 
     async def test_a_clock_set_forward_kills_nobody(self, engine: Engine, book: Ledger, clock: Clock) -> None:
         await book.open(entry("a"))
@@ -278,19 +300,16 @@ async def test_a_thousand_open_rows_of_a_dead_process_are_all_settled(engine: En
         connection.execute(update(ledger).values(owner="gone"))
     ticks = Clock()
     heir = Ledger(engine, lease=60, ticks=ticks)
-    heir._beat()
-    ticks.now += 61
-    heir._beat()
+    outlive([heir], ticks)
     with engine.connect() as connection:
         assert connection.execute(select(func.count()).where(ledger.c.state == "interrupted")).scalar() == 1000
     check(engine)
 
 
+@pytest.mark.parametrize("ledger", ["sqlite"], indirect=True)  # which is locked as a whole
 async def test_a_locked_database_refuses_new_requests_in_time_and_settles_what_runs_afterwards(
     engine: Engine, keys: Keys, state_dir: Path
 ) -> None:
-    if engine.dialect.name != "sqlite":
-        pytest.skip("a file is locked as a whole by SQLite only")
     made = Ledger(engine, wait=0.3)
     await made.start()
     asked = entry("a", price=None)

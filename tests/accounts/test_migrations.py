@@ -172,7 +172,10 @@ class TestRules:
         with pytest.raises(exc.DBAPIError, match=said), engine.begin() as connection:
             connection.exec_driver_sql(statement)
         with engine.connect() as connection:
-            for query in ("SELECT count(*) FROM ledger WHERE cost = 0", "SELECT count(*) + 1 FROM audit"):
+            for query in (
+                "SELECT count(*) FROM ledger WHERE cost = 0",
+                "SELECT count(*) + 1 FROM audit WHERE object = 'o'",
+            ):
                 assert connection.exec_driver_sql(query).scalar() == 2
 
     def test_an_open_row_is_counted_on_and_closed_once(self, engine: Engine) -> None:

@@ -10,8 +10,7 @@ from sqlalchemy import Engine
 from qwen3vl_compat.accounts.database import writing
 from qwen3vl_compat.accounts.files import Contents, FileRows, NewUpload, NoSuchUpload, Quota, QuotaExceeded
 from qwen3vl_compat.accounts.keys import Keys
-from qwen3vl_compat.accounts.limits import TenantLimits
-from qwen3vl_compat.settings import MediaSettings
+from qwen3vl_compat.accounts.tenants import Tenants
 
 RACERS = 8
 T = TypeVar("T")
@@ -99,11 +98,10 @@ def test_changes_of_a_tenants_limits_are_all_kept(engine: Engine, keys: Keys) ->
     )
 
     def change(number: int) -> None:
-        TenantLimits(engine, MediaSettings()).change("acme", {names[number]: str(number + 40)})
+        Tenants(engine).reword("acme", {f"media.{names[number]}": str(number + 40)})
 
     at_once(change, len(names))
-    changed = TenantLimits(engine, MediaSettings()).changes("acme")
-    assert changed == {name: number + 40 for number, name in enumerate(names)}
+    assert Tenants(engine).get("acme").media == {name: number + 40 for number, name in enumerate(names)}
 
 
 def test_an_upload_becomes_one_file(engine: Engine, keys: Keys) -> None:

@@ -15,6 +15,7 @@ from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.replies import Asked, Found, Replies, RepliesUnavailable
 from qwen3vl_compat.accounts.tables import replies as table
+from qwen3vl_compat.settings import LedgerSettings
 from tests.accounts.conftest import Clock
 
 DAY = 24 * 3600
@@ -170,10 +171,10 @@ def test_what_a_dead_process_has_kept_is_kept(make: Callable[[str], Replies]) ->
 
 
 def test_one_of_fifty_takes_the_key_also_from_two_processes(
-    make: Callable[[str], Replies], state_dir: Path, alive: set[str], clock: Clock
+    make: Callable[[str], Replies], state_dir: Path, ledger: LedgerSettings, alive: set[str], clock: Clock
 ) -> None:
     alive.add("them")
-    second = open_database(state_dir)
+    second = open_database(state_dir, ledger)
     both = [make("us"), Replies(second, "them", lambda owner: owner in alive, DAY, clock)]
     with ThreadPoolExecutor(50) as threads:
         found = list(threads.map(lambda number: both[number % 2].begin(asked()), range(50)))
@@ -237,6 +238,7 @@ def test_a_sweep_is_bounded(replies: Replies, engine: Engine, clock: Clock, monk
 # -------------------------------------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.parametrize("ledger", ["sqlite"], indirect=True)
 def test_a_database_that_cannot_be_written_is_said_to_be_so(replies: Replies, engine: Engine, state_dir: Path) -> None:
     first = asked()
     replies.begin(first)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines.local import worker
 from qwen3vl_compat.engines.local.engine import LOST, LocalEngine
 from qwen3vl_compat.engines.local.job import Job
-from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
+from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded, TooSlow
 from qwen3vl_compat.events import Completion, Finish, Started, TextDelta, Usage, fold
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
@@ -275,7 +276,7 @@ def test_a_lost_device_ends_the_process_after_the_errors_went_out() -> None:
 
 
 async def test_what_is_not_read_is_kept_short() -> None:
-    job = Job(Any, Any, [Any, Any])  # type: ignore[arg-type]
+    job = Job(Any, SimpleNamespace(usage=Usage(prompt_text=1)), [Any, Any])  # type: ignore[arg-type]
     job.put(Started(Usage(prompt_text=1)))
     for count in range(1, 5):
         job.put(TextDelta(0, "a", count))
@@ -297,6 +298,6 @@ async def test_a_reader_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
     assert isinstance(await anext(events), Started)
     await asyncio.sleep(0.6)
     await idle(engine)
-    with pytest.raises(EngineFailed, match="not read in time"):
+    with pytest.raises(TooSlow, match="not read in time"):
         assert len([event async for event in events]) == 1
     await engine.close()
