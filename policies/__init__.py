@@ -37,7 +37,7 @@ def chain(
     generate: Generate,
     *,
     media: Prepared,
-    metering: Policy = unchanged,
+    metering: Policy,
     bounds: Policy = unchanged,
     idempotency: Policy = unchanged,
 ) -> Generate:

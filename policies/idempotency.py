@@ -27,6 +27,8 @@ MOST_BYTES = 1_000_000
 """Of an answer that is kept, as MessagePack."""
 SWEEP_S = 3600.0
 """Between two looks for answers whose time is over."""
+PAUSE_S = 0.5
+"""Between two batches that are removed, so that others come to write."""
 CLOSE_S = 5.0
 """What is just being written at the end is waited for so long."""
 REPLAYED: Headers = (("idempotent-replayed", "true"),)
@@ -147,8 +149,7 @@ class Idempotency:
                 removed = await asyncio.to_thread(self._replies.sweep)
             except Exception:
                 log.exception("expired answers could not be removed")
-            if not removed:
-                await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(PAUSE_S if removed else SWEEP_S)
 
 
 async def _generated(generate: Generate, request: Request, record: "_Record", reader: "_Reader") -> ApiError | None:

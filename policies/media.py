@@ -22,7 +22,7 @@ T = TypeVar("T")
 AT_ONCE = 2
 """Media of one request that are fetched, or decoded, at the same time."""
 
-Limits = Callable[[str], MediaLimits]
+Limits = Callable[[str], Awaitable[MediaLimits]]
 """What a tenant may send."""
 
 
@@ -54,7 +54,7 @@ class MediaPolicy:
 
     async def _made(self, tenant: str, received: Sequence[Received], take: Take) -> Mapping[int, tuple[Content, ...]]:
         """What stands in each medium's place, by the identity of what was received."""
-        limits = self._limits_of(tenant)
+        limits = await self._limits_of(tenant)
         _count([_wanted(part) for part in received], received, limits)
         _count_frames(received, limits, self._sources.files.owns)
         async with AsyncExitStack() as opened:

@@ -7,19 +7,19 @@ the row with what it really took, and only then let the answer's end go out.
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from qwen3vl_compat.accounts.booking import Budget, Entry, Left, Outcome, OverBudget
 from qwen3vl_compat.accounts.books import Terms
-from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable
+from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable, Settled
 from qwen3vl_compat.accounts.money import Counts, Price, format_amount
 from qwen3vl_compat.errors import OutOfCredit, Overloaded, TooSlow
 from qwen3vl_compat.events import Event, Events, Finish, Headers, ReasoningDelta, Started, Usage
 from qwen3vl_compat.messages import Caller, Picture, Request, Video
-from qwen3vl_compat.policies.limiting import Claim, Limiter
+from qwen3vl_compat.policies.limiting import Claim, Kind, Limiter
 from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
 from qwen3vl_compat.settings import Quotas, budgets_of
 
@@ -30,14 +30,6 @@ CHECKPOINT_S = 1.0
 Generate = Callable[[Request], Events]
 
 
-class Totals(Protocol):
-    """What sums up closed rows for the metrics."""
-
-    def add(self, tenant: str, model: str, state: str, counts: Counts, cost: int) -> None:
-        """One more row."""
-        ...
-
-
 class Bookkeeping(Struct, frozen=True):
     """Where a request is counted, and on what terms."""
 
@@ -46,7 +38,6 @@ class Bookkeeping(Struct, frozen=True):
     terms_of: Callable[[Caller], Awaitable[Terms]]
     price_of: Callable[[str, int], Awaitable[Price | None]]
     """By model and moment (milliseconds since 1970)."""
-    totals: Totals
     currency: str = "USD"
 
 
@@ -170,8 +161,10 @@ class _Meter:
                 self._finished += 1
                 if self._finished == self._request.choices:
                     counts = replace(self._prompt, out=usage.completion, reasoning=usage.reasoning)
-                    cost = await _to_the_end(self._settle(self._outcome("final", reason, counts)))
-                    return replace(event, headers=event.headers + self._cost_headers(cost))
+                    settled = await _to_the_end(self._settle(self._outcome("final", reason, counts)))
+                    if settled.state != "final":  # others took this process for dead, and closed the row before
+                        raise Overloaded("The server was away for too long during this answer.", retry_after=1)
+                    return replace(event, headers=event.headers + self._cost_headers(settled.cost))
             case _:
                 self._made[event.index] = event.completion
                 if isinstance(event, ReasoningDelta):
@@ -210,19 +203,17 @@ class _Meter:
             cost=price.cost(counts) if price and self._started_at is not None else 0,
         )
 
-    async def _settle(self, outcome: Outcome) -> int:
-        """Close the row, and give back what was reserved beyond it; returns what it cost."""
+    async def _settle(self, outcome: Outcome) -> Settled:
+        """Close the row, and give back what was reserved beyond it."""
         self._closed = True
         try:
-            cost = await self._books.ledger.settle(self._entry, outcome)
+            return await self._books.ledger.settle(self._entry, outcome)
         except LedgerUnavailable:
             raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
         finally:  # after the ledger, which counters are begun with
             if self._claims:
                 used = [_amount(claim.kind, outcome.counts) for claim in self._claims]
                 await self._books.limiter.settle(self._entry.id, used)
-        self._books.totals.add(self._entry.tenant, self._entry.model, outcome.state, outcome.counts, cost)
-        return cost
 
     def _budget_headers(self, lefts: Sequence[Left], more: int) -> Headers:
         if not lefts:
@@ -277,7 +268,7 @@ def _amount(kind: str, counts: Counts) -> int:
 
 
 def _claims(scope: str, quotas: Quotas, worst: Counts) -> list[Claim]:
-    limits = (
+    limits: tuple[tuple[Kind, int, int | None], ...] = (
         ("tokens", 60, quotas.tokens),
         ("tokens_in", 60, quotas.tokens_in),
         ("tokens_out", 60, quotas.tokens_out),

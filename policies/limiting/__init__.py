@@ -43,19 +43,20 @@ class Claim(Struct, frozen=True, kw_only=True):
         """When the window began that `now` lies in, both in milliseconds since 1970."""
         return now - now % (1000 * self.period)
 
-    def standing(self, room: int, now: int) -> "Standing":
-        """How the counter stands with so much room at `now`, milliseconds since 1970."""
+    def standing(self, room: int, now: int, most: int | None = None) -> "Standing":
+        """How the counter stands with so much room at `now`, milliseconds since 1970; `most` if it is not the limit."""
         reset = (self.start(now) + 1000 * self.period - now) / 1000 if self.period else 0.0
-        return Standing(claim=self, remaining=max(0, room), reset=reset)
+        return Standing(claim=self, most=self.limit if most is None else most, remaining=max(0, room), reset=reset)
 
 
 class Standing(Struct, frozen=True, kw_only=True):
     """How a counter stands after a decision: what is left of it (never below 0), and seconds until it begins anew.
 
-    A gauge never does: its `reset` is 0.
+    A gauge never does: its `reset` is 0. `most` is what one who counts alone can admit at all: a share of the limit.
     """
 
     claim: Claim
+    most: int
     remaining: int
     reset: float
 

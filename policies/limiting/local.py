@@ -106,7 +106,7 @@ class LocalLimiter:
             taken[claim.counter] += claim.amount
         if not again and all(fits):
             self._note(name, claims, now)
-        standings = tuple(claim.standing(self._room(claim, now), now) for claim in claims)
+        standings = tuple(claim.standing(self._room(claim, now), now, self._share_of(claim.limit)) for claim in claims)
         refused = next((standing for standing, fit in zip(standings, fits, strict=True) if not fit), None)
         return Decision(standings=standings, refused=refused)
 

@@ -38,7 +38,7 @@ def headers_of(standings: Iterable[Standing]) -> Headers:
         (f"x-ratelimit-{what}-{name}", text)
         for name, standing in tightest.items()
         for what, text in (
-            ("limit", str(standing.claim.limit)),
+            ("limit", str(standing.most)),
             ("remaining", str(standing.remaining)),
             ("reset", f"{standing.reset:.3f}".rstrip("0").rstrip(".") + "s"),
         )
@@ -54,8 +54,9 @@ def refusal_of(decision: Decision) -> RateLimited:
     period = _PERIODS.get(claim.period, f" in {claim.period} seconds")
     whose = "address" if whose == "ip" else whose
     message = f"The limit of this {whose} is reached: {claim.limit} {_NOUNS[claim.kind]}{period}"
-    if claim.amount > claim.limit:
-        message += f"; this request takes {claim.amount} and can never pass"
+    if claim.amount > standing.most:
+        share = "" if standing.most == claim.limit else f", of which this server has {standing.most},"
+        message += f"{share}; this request may take {claim.amount} and can never pass"
         headers += (("x-should-retry", "false"),)
     elif standing.reset > _LONGEST_WAIT:
         message += f". It begins anew in {math.ceil(standing.reset)} seconds"

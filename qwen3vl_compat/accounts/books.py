@@ -17,7 +17,7 @@ from qwen3vl_compat.accounts.prices import Prices
 from qwen3vl_compat.accounts.tenants import Tenant, Tenants
 from qwen3vl_compat.accounts.usage import Usage
 from qwen3vl_compat.messages import Caller
-from qwen3vl_compat.settings import Quotas, Settings
+from qwen3vl_compat.settings import MediaLimits, Quotas, Settings
 
 T = TypeVar("T")
 
@@ -55,6 +55,10 @@ class Accounts(Struct, frozen=True, kw_only=True):
     async def tenant(self, name: str) -> Tenant | None:
         """A tenant, None where there is none."""
         return await _found(self.tenants.remembers(name), lambda: self.tenants.find(name))
+
+    async def media_limits(self, tenant: str) -> MediaLimits:
+        """What a tenant may send."""
+        return await _found(self.media.remembers(tenant), lambda: self.media.of(tenant))
 
     async def price(self, model: str, now_ms: int) -> Price | None:
         """The price in effect for a model at that time."""

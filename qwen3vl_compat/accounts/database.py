@@ -11,6 +11,9 @@ from qwen3vl_compat.settings import LedgerSettings
 __all__ = ["DatabaseUnusable", "is_lost", "open_database", "writing"]
 
 _USUAL = LedgerSettings()
+_PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
+"""Classes of PostgreSQL's error codes that pass by themselves or by an operator's hand: connection, transaction state
+(read-only), rollback, resources, object not ready (locks), intervention, system."""
 
 
 def open_database(state_dir: Path, ledger: LedgerSettings = _USUAL) -> Engine:
@@ -30,9 +33,11 @@ def open_database(state_dir: Path, ledger: LedgerSettings = _USUAL) -> Engine:
 
 
 def is_lost(error: exc.SQLAlchemyError) -> bool:
-    """Whether the database could not be reached or did not answer in time, which is nobody's mistake."""
-    if isinstance(error, exc.DBAPIError) and error.connection_invalidated:
-        return True
+    """Whether the database could not be reached, did not answer in time or takes no writes now: nobody's mistake."""
+    if isinstance(error, exc.DBAPIError):
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if error.connection_invalidated or state[:2] in _PASSING:
+            return True
     return isinstance(error, exc.OperationalError | exc.InterfaceError | exc.TimeoutError)
 
 

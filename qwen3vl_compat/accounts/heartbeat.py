@@ -22,6 +22,8 @@ class Heartbeat:
         self.owner, self._lease, self._ticks = owner, lease, ticks
         self._seen: dict[str, tuple[int | None, float]] = {}
         self._looked = ticks()
+        self._leaving: frozenset[str] = frozenset()
+        """Those that have a row in `processes` or open ones in the ledger: what a dead one leaves to do."""
 
     def beat(self, connection: Connection, now_ms: int) -> None:
         """Say that this process lives, and look at the others."""
@@ -30,12 +32,13 @@ class Heartbeat:
             connection.execute(insert(processes).values(id=self.owner, beat=1, started_at=now_ms))
         beats = {row.id: row.beat for row in connection.execute(select(processes.c.id, processes.c.beat))}
         owners = connection.execute(select(ledger.c.owner).where(ledger.c.state == "open").distinct()).scalars()
+        self._leaving = frozenset(leaving := {*beats, *owners} - {self.owner})
         now = self._ticks()
         # Who could not look for a while cannot know who was still: the database was away, or this process slept.
         blind = now - self._looked > self._lease / 2
         self._looked = now
         seen: dict[str, tuple[int | None, float]] = {}
-        for owner in {*beats, *owners, *self._seen} - {self.owner}:
+        for owner in leaving | self._seen.keys():
             beat = beats.get(owner)
             before = self._seen.get(owner)
             still = before is not None and beat in (before[0], None) and not blind
@@ -55,13 +58,18 @@ class Heartbeat:
 
     @property
     def dead(self) -> list[str]:
-        """Those whose number has stood still for a lease."""
-        return [owner for owner in list(self._seen) if not self.alive(owner)]
+        """Those whose number has stood still for a lease, and who have left something."""
+        return [owner for owner in self._leaving if not self.alive(owner)]
 
     @property
     def living(self) -> int:
         """How many processes serve, this one among them."""
         return 1 + sum(1 for owner, (beat, _) in list(self._seen.items()) if beat is not None and self.alive(owner))
+
+    def is_still(self, connection: Connection, owner: str) -> bool:
+        """Whether a dead process has not moved since it was looked at."""
+        beat = connection.execute(select(processes.c.beat).where(processes.c.id == owner)).scalar()
+        return beat is None or beat == self._seen.get(owner, (None, 0.0))[0]
 
     def bury(self, connection: Connection, owner: str) -> None:
         """Forget a dead process, unless it has moved after all."""

@@ -9,9 +9,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 from sqlalchemy import Connection, Engine, select
@@ -35,32 +35,43 @@ _AGAIN_S = 0.05
 """Before a transaction that failed is tried again."""
 
 
+class Settled(NamedTuple):
+    """How a row was closed in the end, and what it cost."""
+
+    state: str
+    cost: int
+
+
 class LedgerUnavailable(Exception):
     """The database cannot be written now."""
 
 
 class _Wish(Generic[T]):
-    """Something to be written, and whoever waits for it."""
+    """Something to be written, and whoever waits for it, if anybody does."""
 
-    def __init__(self, entry: Entry, until: float) -> None:
-        self.entry, self.until = entry, until
-        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.tries = 0
+    def __init__(self, entry: Entry, future: "asyncio.Future[T] | None") -> None:
+        self.entry, self.future, self.tries = entry, future, 0
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.future is None or self.future.done()
 
 
 class _Opening(_Wish[tuple[Left, ...]]):
-    def __init__(self, entry: Entry, until: float, budgets: Sequence[Budget]) -> None:
-        super().__init__(entry, until)
+    def __init__(self, entry: Entry, future: "asyncio.Future[Any]", budgets: Sequence[Budget]) -> None:
+        super().__init__(entry, future)
         self.budgets = budgets
 
 
-class _Closing(_Wish[int]):
-    def __init__(self, entry: Entry, until: float, outcome: Outcome) -> None:
-        super().__init__(entry, until)
+class _Closing(_Wish[Settled]):
+    def __init__(self, entry: Entry, future: "asyncio.Future[Any] | None", outcome: Outcome) -> None:
+        super().__init__(entry, future)
         self.outcome = outcome
 
 
 Reply = tuple[_Wish[Any], Any]
+Closed = Callable[[Entry, Outcome], None]
 Notes = dict[str, tuple[int | None, Counts]]
 """Checkpoints by the request's id: when it started, and how far it is."""
 
@@ -76,8 +87,13 @@ class Ledger:
         wait: float = 5,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        closed: Closed = lambda entry, outcome: None,
     ) -> None:
-        """`lease` is how long a process may be silent, `wait` how long a call waits for the database, in seconds."""
+        """`lease` is how long a process may be silent, `wait` how long a call waits for the database, in seconds.
+
+        `closed` is told of every row that this process has closed, from any thread.
+        """
+        self._closed = closed
         self._engine, self._writer = engine, writing(engine)
         self._wait, self._clock, self._ticks = wait, clock, ticks
         self.owner = secrets.token_hex(8)
@@ -89,6 +105,7 @@ class Ledger:
         self._notes: Notes = {}
         self._change = threading.Condition()
         self._closing = self._lost = False
+        self._end_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -104,7 +121,7 @@ class Ledger:
     async def close(self) -> None:
         """Write what is still to be written, as far as the database lets, and end."""
         with self._change:
-            self._closing = True
+            self._closing, self._end_at = True, self._ticks() + self._wait
             self._change.notify()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, 2 * self._wait)
@@ -125,12 +142,16 @@ class Ledger:
 
         Raises OverBudget or LedgerUnavailable, and then there is no row, or will be none that costs anything.
         """
-        wish = _Opening(entry, self._ticks() + self._wait, budgets)
-        self._ask(wish)
+        future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
+        self._ask(_Opening(entry, future, budgets))
         try:
-            return await asyncio.wait_for(wish.future, self._wait)
+            return await asyncio.wait_for(future, self._wait)
         except TimeoutError:
             raise LedgerUnavailable("the ledger cannot be written now") from None
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._close_for_nobody(entry)  # opened in the very moment in which the caller left
+            raise
 
     def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
         """A checkpoint: what is to be paid if this process dies. Written soon; of several only the last."""
@@ -138,16 +159,17 @@ class Ledger:
             self._notes[entry.id] = (started_at, counts)
             self._change.notify()
 
-    async def settle(self, entry: Entry, outcome: Outcome) -> int:
-        """Close a row, durably, if it is still open; returns what it cost in the end.
+    async def settle(self, entry: Entry, outcome: Outcome) -> Settled:
+        """Close a row, durably, if it is still open; returns how it was closed, here or elsewhere before.
 
         LedgerUnavailable says that it is not written yet. It will be as soon as it can, as one that failed and costs
         nothing: whoever waited for the answer does not get it.
         """
-        wish = _Closing(entry, self._ticks() + self._wait, outcome)
+        future: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        wish = _Closing(entry, future, outcome)
         self._ask(wish)
         try:
-            return await asyncio.wait_for(asyncio.shield(wish.future), self._wait)
+            return await asyncio.wait_for(asyncio.shield(future), self._wait)
         except TimeoutError:
             wish.outcome = replace(outcome, state="aborted", finish="failed", cost=0)
             raise LedgerUnavailable("the ledger cannot be written now") from None
@@ -168,19 +190,23 @@ class Ledger:
                     self._change.wait(max(0.0, self._next_beat - self._ticks()))
                 wishes, self._wishes = self._wishes[:BATCH], self._wishes[BATCH:]
                 notes, self._notes = self._notes, {}
-                ending = self._closing
-            failed = self._write(wishes, notes)
-            if failed and (left := self._left(failed)):
+            left = self._write([*_still_wanted(wishes, self.now_ms())], notes)
+            if left is not None:
                 with self._change:
                     self._wishes[:0] = left
                     self._notes = notes | self._notes
                 time.sleep(_AGAIN_S)
-            if ending and (failed or not self._wishes):
+            with self._change:
+                over = self._closing and (not (self._wishes or self._notes) or self._ticks() >= self._end_at)
+            if over:
                 self._leave()
                 return
 
-    def _write(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]]:
-        """Write all in one transaction, or each alone where that fails because of one of them; returns what failed."""
+    def _write(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]] | None:
+        """Write all in one transaction, or each alone where that fails because of one of them.
+
+        Returns None, or what is to be tried again with the notes, because the database was lost.
+        """
         try:
             if self._ticks() >= self._next_beat:
                 self._beat()
@@ -188,23 +214,23 @@ class Ledger:
                 self._answer(self._commit(wishes, notes))
         except Exception as error:
             if self._is_lost(error):
-                return wishes
+                return _tried(wishes)
             log.exception("the ledger failed")
             return self._one_by_one(wishes, notes)
         self._is_back()
-        return []
+        return None
 
-    def _one_by_one(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]]:
+    def _one_by_one(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]] | None:
         """One of these cannot be written, whatever is tried; the others can."""
         for number, wish in enumerate(wishes):
             try:
-                self._answer(self._commit([wish], {} if number else notes))
+                self._answer(self._commit([wish], {}))
             except Exception as error:
                 if self._is_lost(error):
-                    return wishes[number:]
+                    return _tried(wishes[number:])
                 log.error("request %s cannot be written to the ledger (%s)", wish.entry.id, type(error).__name__)
                 self._answer([(wish, LedgerUnavailable("the ledger cannot take this request"))])
-        return []
+        return None
 
     def _is_lost(self, error: Exception) -> bool:
         """Whether it is the database that does not answer; the log says so once."""
@@ -220,28 +246,25 @@ class Ledger:
             self._lost = False
             log.warning("the ledger can be written again")
 
-    def _left(self, failed: Iterable[_Wish[Any]]) -> list[_Wish[Any]]:
-        """What is to be tried again: what somebody waits for still, and whatever closes a row."""
-        for wish in failed:
-            wish.tries += 1
-        return [wish for wish in failed if isinstance(wish, _Closing) or self._ticks() < wish.until]
-
     def _commit(self, wishes: Sequence[_Wish[Any]], notes: Notes) -> list[Reply]:
-        openings = [wish for wish in wishes if isinstance(wish, _Opening) and not wish.future.done()]
+        openings = [wish for wish in wishes if isinstance(wish, _Opening)]
         closings = [wish for wish in wishes if isinstance(wish, _Closing)]
         replies: list[Reply] = []
         with self._writer.begin() as connection:
             booking = Booking(connection, self.owner, [wish.entry for wish in (*openings, *closings)], self._known)
             tried = [wish.entry.id for wish in openings if wish.tries]
             states = booking.states(sorted([*(wish.entry.id for wish in closings), *tried]))
+            closed: list[tuple[Entry, Outcome]] = []
             for wish in closings:
-                state, cost = states.get(wish.entry.id, ("never opened", 0))
-                outcome = wish.outcome
-                if state == "open":
+                outcome = wish.outcome  # which the loop may exchange at any moment
+                found = states.get(wish.entry.id)
+                if found is not None and found[0] == "open":
                     booking.settle(wish.entry, outcome)
-                    cost = outcome.cost
-                    states[wish.entry.id] = (outcome.state, cost)
-                replies.append((wish, cost))
+                    closed.append((wish.entry, outcome))
+                    found = states[wish.entry.id] = (outcome.state, outcome.cost)
+                elif wish.tries and found == (outcome.state, outcome.cost):
+                    closed.append((wish.entry, outcome))  # by the commit whose reply was lost
+                replies.append((wish, Settled(*(found or ("never opened", 0)))))
             for wish in openings:
                 if wish.entry.id in states:  # the answer to the first try was lost, not the try
                     replies.append((wish, ()))
@@ -251,6 +274,8 @@ class Ledger:
                 except OverBudget as refusal:
                     replies.append((wish, refusal))
             booking.write({name: note for name, note in notes.items() if name not in states})
+        for entry, outcome in closed:
+            self._closed(entry, outcome)
         if len(self._known) > _KNOWN_POTS:
             self._known.clear()
         self._known.update(booking.pots)
@@ -264,19 +289,18 @@ class Ledger:
     def _resolve(self, replies: list[Reply]) -> None:
         """In the loop: tell those who wait; a row that was opened for somebody who has given up is closed again."""
         for wish, result in replies:
-            if wish.future.cancelled():
+            if wish.future is None or wish.future.done():
                 if isinstance(wish, _Opening) and not isinstance(result, Exception):
-                    self._give_up(wish.entry)
+                    self._close_for_nobody(wish.entry)
             elif isinstance(result, Exception):
                 wish.future.set_exception(result)
                 wish.future.exception()  # nobody may be left to fetch it
             else:
                 wish.future.set_result(result)
 
-    def _give_up(self, entry: Entry) -> None:
-        outcome = Outcome(state="aborted", finish="gone", ended_at=self.now_ms())
+    def _close_for_nobody(self, entry: Entry) -> None:
         with suppress(LedgerUnavailable):
-            self._ask(_Closing(entry, self._ticks(), outcome))
+            self._ask(_Closing(entry, None, _nobodys(self.now_ms())))
 
     # ----------------------------------------------------------------------------------------------------- the others
 
@@ -292,33 +316,61 @@ class Ledger:
     def _settle_some_of(self, owner: str) -> bool:
         """Close up to BATCH rows of a dead process at their last checkpoint; False when there are none left."""
         with self._writer.begin() as connection:
+            if not self.heartbeat.is_still(connection, owner):
+                return False
             rows = _open_rows(connection, owner)
             if not rows:
                 self.heartbeat.bury(connection, owner)
                 return False
             booking = Booking(connection, self.owner, [entry for entry, _, _ in rows], set())
             states = booking.states(sorted(entry.id for entry, _, _ in rows))
-            for entry, started_at, counts in rows:
-                if states.get(entry.id, ("", 0))[0] == "open":
-                    cost = entry.price.cost(counts) if entry.price and started_at is not None else 0
-                    booking.settle(
-                        entry,
-                        Outcome(
-                            state="interrupted",
-                            finish="interrupted",
-                            ended_at=self.now_ms(),
-                            started_at=started_at,
-                            counts=counts,
-                            cost=cost,
-                        ),
-                    )
+            closed = [
+                (entry, self._interrupted(entry, started_at, counts))
+                for entry, started_at, counts in rows
+                if states[entry.id][0] == "open"
+            ]
+            for entry, outcome in closed:
+                booking.settle(entry, outcome)
             booking.write({})
+        for entry, outcome in closed:
+            self._closed(entry, outcome)
         log.warning("%d requests that a dead process left open are settled at their last checkpoint", len(rows))
         return True
+
+    def _interrupted(self, entry: Entry, started_at: int | None, counts: Counts) -> Outcome:
+        """The end of a row at its last checkpoint."""
+        return Outcome(
+            state="interrupted",
+            finish="interrupted",
+            ended_at=self.now_ms(),
+            started_at=started_at,
+            counts=counts,
+            cost=entry.price.cost(counts) if entry.price and started_at is not None else 0,
+        )
 
     def _leave(self) -> None:
         with suppress(SQLAlchemyError), self._writer.begin() as connection:
             self.heartbeat.leave(connection)
+
+
+def _still_wanted(wishes: Iterable[_Wish[Any]], now_ms: int) -> Iterator[_Wish[Any]]:
+    """All but openings that nobody waits for; of these, what a commit whose reply was lost may have left is closed."""
+    for wish in wishes:
+        if not isinstance(wish, _Opening) or not wish.given_up:
+            yield wish
+        elif wish.tries:
+            yield _Closing(wish.entry, None, _nobodys(now_ms))
+
+
+def _tried(wishes: list[_Wish[Any]]) -> list[_Wish[Any]]:
+    for wish in wishes:
+        wish.tries += 1
+    return wishes
+
+
+def _nobodys(now_ms: int) -> Outcome:
+    """The end of a row that was opened for somebody who had given up."""
+    return Outcome(state="aborted", finish="gone", ended_at=now_ms)
 
 
 def _open_rows(connection: Connection, owner: str) -> list[tuple[Entry, int | None, Counts]]:

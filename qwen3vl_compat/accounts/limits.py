@@ -18,6 +18,10 @@ class TenantLimits:
         self._engine, self._usual = engine, usual
         self._recent: Recent[MediaLimits] = Recent(keep_s=CACHE_S)
 
+    def remembers(self, tenant: str) -> bool:
+        """Whether `of` answers from memory."""
+        return self._recent.get(tenant, time.monotonic())[0]
+
     def of(self, tenant: str) -> MediaLimits:
         """What a tenant may send; one that does not exist gets the usual."""
         now = time.monotonic()

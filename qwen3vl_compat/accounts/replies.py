@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from qwen3vl_compat.accounts.database import writing
 from qwen3vl_compat.accounts.tables import replies
 
-BATCH = 500
+BATCH = 20
 """Rows that one sweep removes at most; each may hold a megabyte."""
 
 _TAKE = text(
@@ -65,9 +65,18 @@ class Replies:
         """`owner` names this process, `alive` says which others live; `clock` gives seconds since 1970."""
         self._writer, self._clock = writing(engine), clock
         self._owner, self._alive, self._keep_ms = owner, alive, keep_s * 1000
+        self._doubtful: set[str] = set()
+        """Requests that may have a row though their `begin` failed: the reply to the commit was lost."""
 
     def begin(self, asked: Asked) -> Found | None:
         """Take the key for this request; what is found instead if another has it, None when it is taken."""
+        try:
+            return self._begin(asked)
+        except RepliesUnavailable:
+            self._doubtful.add(asked.request)
+            raise
+
+    def _begin(self, asked: Asked) -> Found | None:
         while True:  # a row that changed between two looks was changed by somebody who got on
             now = self._now_ms()
             values = {name: getattr(asked, name) for name in Asked.__struct_fields__}
@@ -121,6 +130,8 @@ class Replies:
         expired = row.created_at <= now - self._keep_ms
         if row.state != "running":
             return expired
+        if row.request in self._doubtful:
+            return True
         return (expired or row.fingerprint == asked.fingerprint) and not self._alive(row.owner)
 
     def _now_ms(self) -> int:

@@ -147,6 +147,7 @@ def _engine(path: Path, synchronous: str, *, wait_s: float, foreign_keys: bool =
         connection = _connect(path, wait_s=wait_s)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
+        connection.execute("PRAGMA recursive_triggers=ON")  # so that REPLACE cannot pass over them
         return connection
 
     engine = create_engine(URL.create("sqlite", database=str(path)), creator=connect, hide_parameters=True)

@@ -10,6 +10,7 @@ from litestar import Response
 from litestar.types import ASGIApp, Receive, Scope, Send
 from msgspec.structs import replace
 
+from qwen3vl_compat.accounts.booking import Entry, Outcome
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.ledger import Ledger
 from qwen3vl_compat.accounts.replies import Replies
@@ -45,12 +46,17 @@ class Service:
         self.settings, self.engine, self.accounts, self.files = settings, engine, accounts, files
         self.lifecycle = Lifecycle()
         self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
-        self.ledger = Ledger(accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait)
+        self.ledger = Ledger(
+            accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait, closed=self._sum_up
+        )
         heart = self.ledger.heartbeat
         self.limiter = make_limiter(settings.limits, self._used, share=lambda: heart.living)
         self.idempotency = Idempotency(
             Replies(accounts.database, self.ledger.owner, heart.alive, settings.ledger.replies)
         )
+
+    def _sum_up(self, entry: Entry, outcome: Outcome) -> None:
+        self.totals.add(entry.tenant, entry.model, outcome.state, outcome.counts, outcome.cost)
 
     async def _used(self, claim: Claim, since: int) -> int:
         """What the ledger knows of a counter."""

@@ -80,11 +80,9 @@ def build_service(
     sources = Sources(fetcher, files or NoFiles())
     context = max(model.context for model in engine.models())
     room = Room(int(media.memory * 2**30))
-    policy = MediaPolicy(engine.vision, context, service.sandbox, room, accounts.media.of, sources)
+    policy = MediaPolicy(engine.vision, context, service.sandbox, room, accounts.media_limits, sources)
     service.prepared = policy.prepared
-    books = Bookkeeping(
-        service.ledger, service.limiter, accounts.terms, accounts.price, service.totals, settings.ledger.currency
-    )
+    books = Bookkeeping(service.ledger, service.limiter, accounts.terms, accounts.price, settings.ledger.currency)
     service.generate = chain(
         engine.generate,
         media=policy.prepared,

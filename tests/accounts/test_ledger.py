@@ -84,7 +84,7 @@ async def test_a_row_is_opened_with_its_reservation_and_closed_with_its_cost(boo
     assert rows(engine)["a"].state == "open"
     assert rows(engine)["a"].owner == book.owner
     check(engine)
-    assert await book.settle(asked, outcome()) == 700
+    assert await book.settle(asked, outcome()) == ("final", 700)
     row = rows(engine)["a"]
     assert (row.state, row.finish, row.cost, row.text_in, row.out, row.price) == ("final", "stop", 700, 10, 5, 1)
     assert (row.created_at, row.started_at, row.ended_at) == (AT, AT + 5, AT + 50)
@@ -94,15 +94,15 @@ async def test_a_row_is_opened_with_its_reservation_and_closed_with_its_cost(boo
 async def test_a_row_leaves_open_once(book: Ledger, engine: Engine) -> None:
     asked = entry("a")
     await book.open(asked)
-    costs = await asyncio.gather(*(book.settle(asked, outcome(cost)) for cost in (3, 5, 7)))
-    assert costs == [3, 3, 3]
-    assert await book.settle(asked, outcome(9, state="aborted")) == 3
+    ends = await asyncio.gather(*(book.settle(asked, outcome(cost)) for cost in (3, 5, 7)))
+    assert ends == [("final", 3)] * 3
+    assert await book.settle(asked, outcome(9, state="aborted")) == ("final", 3)
     assert rows(engine)["a"].state == "final"
     check(engine)
 
 
 async def test_what_was_never_opened_is_never_closed(book: Ledger, engine: Engine) -> None:
-    assert await book.settle(entry("a"), outcome()) == 0
+    assert await book.settle(entry("a"), outcome()) == ("never opened", 0)
     assert rows(engine) == {}
     check(engine)
 
@@ -250,7 +250,7 @@ class TestDeadProcesses:
         heir = Ledger(engine, lease=60, ticks=ticks)
         outlive([heir], ticks)
         cost = rows(engine)["some"].cost
-        assert await book.settle(left[1], outcome(cost=1)) == cost
+        assert await book.settle(left[1], outcome(cost=1)) == ("interrupted", cost)
         assert rows(engine)["some"].state == "interrupted"
         check(engine)
 
@@ -337,7 +337,7 @@ async def test_after_the_end_nothing_is_taken(book: Ledger, engine: Engine) -> N
     waiting = asyncio.create_task(book.settle(asked, outcome()))
     await asyncio.sleep(0)
     await book.close()
-    assert await waiting == 700
+    assert await waiting == ("final", 700)
     with pytest.raises(LedgerUnavailable):
         await book.open(entry("b"))
     with engine.connect() as connection:

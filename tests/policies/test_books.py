@@ -32,7 +32,6 @@ from qwen3vl_compat.accounts.ledger import Ledger
 from qwen3vl_compat.accounts.money import Price
 from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.accounts.tables import COUNTS, daily, ledger, prices, processes, spending
-from qwen3vl_compat.accounts.totals import Totals
 from qwen3vl_compat.errors import ApiError, EngineFailed, OutOfCredit, RateLimited
 from qwen3vl_compat.events import Events, Finish, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
@@ -71,7 +70,6 @@ class Process:
         self.ledger = Ledger(database, lease=LEASE, clock=clock, ticks=ticks)
         limits = LimitSettings(redis=redis)
         self.limiter: Limiter = make_limiter(limits, seed=None, share=lambda: self.ledger.heartbeat.living)
-        self.totals = Totals("USD", by_tenant=False)
         self.alive = True
 
     async def start(self) -> None:
@@ -157,7 +155,7 @@ class Machine(RuleBasedStateMachine):
         async def price_of(model: str, now: int) -> Price | None:
             return PRICE
 
-        books = Bookkeeping(process.ledger, process.limiter, terms_of, price_of, process.totals)
+        books = Bookkeeping(process.ledger, process.limiter, terms_of, price_of)
         metering = Metering(books, count, lambda request, usage: request.sampling.max_tokens or 0)
         request = Request(
             id=name, created=0, model="m", messages=(Message("user", (Text("x"),)),),

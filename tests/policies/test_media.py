@@ -76,10 +76,12 @@ class Tried:
 
     async def __call__(self, *parts: Any, **limits: Any) -> tuple[Any, ...]:
         """What becomes of the parts of one message."""
-        policy = MediaPolicy(
-            SPEC, self.context, self.sandbox, self.room,
-            lambda tenant: MediaLimits(**limits), Sources(self.fetch, self.files),
-        )  # fmt: skip
+
+        async def limits_of(tenant: str) -> MediaLimits:
+            return MediaLimits(**limits)
+
+        sources = Sources(self.fetch, self.files)
+        policy = MediaPolicy(SPEC, self.context, self.sandbox, self.room, limits_of, sources)
         request = Request(id="r", created=0, model="m", messages=(Message(role="user", parts=parts),))
         async with policy.prepared(request) as checked:
             self.held = self.room.held

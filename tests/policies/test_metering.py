@@ -1,19 +1,21 @@
 """Metering around the scripted engine: what is reserved, what is booked, and what the answer says of it."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
+from contextlib import aclosing, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select
+from sqlalchemy import Engine, insert, select, update
 
 from qwen3vl_compat.accounts.books import Terms
 from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.ledger import Ledger
 from qwen3vl_compat.accounts.money import Counts, Price
+from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.accounts.tables import ledger, prices
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import EngineFailed, InvalidRequest, OutOfCredit, Overloaded, RateLimited
@@ -30,19 +32,12 @@ PRICE = Price(
 KEY = "K" * 12
 
 
-class Sums:
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def add(self, *row: Any) -> None:
-        self.rows.append(row)
-
-
 class House:
     """A ledger, a limiter and an engine, with what the caller's key and tenant may use."""
 
     def __init__(self, database: Engine) -> None:
-        self.database, self.ledger, self.totals = database, Ledger(database), Sums()
+        self.database, self.closed = database, list[Any]()
+        self.ledger = Ledger(database, closed=lambda *row: self.closed.append(row))
         self.limiter = LocalLimiter(seed=None, share=lambda: 1)
         self.key, self.tenant, self.price = Quotas(), Quotas(), PRICE
         self.engine = ScriptedEngine()
@@ -54,7 +49,7 @@ class House:
         return self.price
 
     def generate(self, request: Request, inner: Any = None) -> Events:
-        books = Bookkeeping(self.ledger, self.limiter, self.terms_of, self.price_of, self.totals)
+        books = Bookkeeping(self.ledger, self.limiter, self.terms_of, self.price_of)
         return Metering(books, self.engine.count, self.engine.room)(inner or self.engine.generate)(request)
 
     def rows(self) -> dict[str, Any]:
@@ -94,7 +89,8 @@ async def test_an_answer_is_booked_to_the_last_token(house: House) -> None:
     assert row.cost == PRICE.cost(Counts(text_in=row.text_in, out=7)) == row.text_in * 1000 + 14_005
     assert row.reserved == PRICE.worst(Counts(text_in=row.text_in, out=100)) == row.text_in * 1000 + 200_005
     assert dict(last.headers)["x-cost-total"] == "0.000021005"
-    assert house.totals.rows == [("acme", "qwen3-vl", "final", Counts(text_in=row.text_in, out=7), row.cost)]
+    [(entry, outcome)] = house.closed
+    assert (entry.id, outcome.state, outcome.counts) == ("r1", "final", Counts(text_in=row.text_in, out=7))
 
 
 async def test_the_row_is_closed_before_the_last_event_goes_out(house: House) -> None:
@@ -289,3 +285,37 @@ async def test_checkpoints_are_never_more_than_32_tokens_behind(house: House) ->
                     break
                 await asyncio.sleep(0.01)
             assert made - house.rows()["r1"].out < 33
+
+
+async def test_no_answer_tells_a_usage_that_is_not_its_rows(house: House) -> None:
+    """The process was asleep, another has settled its rows, and now it goes on."""
+    async with aclosing(house.generate(asking("count to 100", max_tokens=200))) as events:
+        for _ in range(3):
+            await anext(events)
+        with house.database.begin() as connection:
+            connection.execute(update(ledger).values(state="interrupted", ended_at=1, out=2))
+        seen: list[Event] = []
+        with pytest.raises(Overloaded):
+            seen += [event async for event in events]
+    assert house.rows()["r1"].out == 2
+    assert house.closed == []
+
+
+async def test_what_is_booked_too_late_costs_nothing_and_is_summed_up(tmp_path: Path, house: House) -> None:
+    house.ledger._wait = 0.2
+    async with aclosing(house.generate(asking("count to 5", max_tokens=9))) as events:
+        for _ in range(5):
+            await anext(events)
+        with closing(sqlite3.connect(tmp_path / "state" / FILE, isolation_level=None)) as lock:
+            lock.execute("BEGIN IMMEDIATE")
+            with pytest.raises(Overloaded):
+                async for _ in events:
+                    pass
+            lock.execute("ROLLBACK")
+    for _ in range(400):
+        if house.closed:
+            break
+        await asyncio.sleep(0.05)
+    row = house.rows()["r1"]
+    assert (row.state, row.finish, row.cost, row.out) == ("aborted", "failed", 0, 5)
+    assert [outcome.cost for _, outcome in house.closed] == [0]

@@ -166,6 +166,8 @@ def _forbid(name: str, what: str, when: str, words: str) -> None:
         f"CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION '{words}'; END $$"
     )
     op.execute(f"{head} FOR EACH ROW{f' WHEN ({when})' if when else ''} EXECUTE FUNCTION {name}()")
+    if what.startswith("DELETE"):
+        op.execute(f"CREATE TRIGGER {name}_whole BEFORE {what.replace('DELETE', 'TRUNCATE')} EXECUTE FUNCTION {name}()")
 
 
 def downgrade() -> None:
