@@ -6,7 +6,7 @@ A variable is QWEN3VL_<TABLE>__<NAME>, as QWEN3VL_SERVER__PORT. A name that does
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,14 @@ Positive = Annotated[int, Meta(ge=1)]
 
 class SettingsError(Exception):
     """The settings cannot be used; the text is one sentence for the operator."""
+
+
+def _check_networks(name: str, networks: Sequence[str]) -> None:
+    for network in networks:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError:
+            raise ValueError(f"{name}: {network[:80]} is no network as 10.0.0.0/8") from None
 
 
 class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +62,9 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     body_total: Seconds = 60
     read_idle: Seconds = 60
     """A client that takes nothing of its stream for this long is given up."""
+
+    def __post_init__(self) -> None:
+        _check_networks("trusted_proxies", self.trusted_proxies)
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,11 +176,7 @@ class MediaSettings(MediaLimits, frozen=True, kw_only=True, forbid_unknown_field
     """Jobs after which a process is replaced."""
 
     def __post_init__(self) -> None:
-        for network in self.allow_networks:
-            try:
-                ipaddress.ip_network(network)
-            except ValueError:
-                raise ValueError(f"allow_networks: {network} is no network as 10.0.0.0/8") from None
+        _check_networks("allow_networks", self.allow_networks)
 
 
 class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,18 +236,18 @@ class Quotas(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         budgets_of(self.budget)
 
 
-def requests_of(text: str) -> tuple[tuple[int, int], ...]:
-    """(Requests, seconds) for each part of a limit string; ValueError for one that is none."""
+def requests_of(text: str, name: str = "requests") -> tuple[tuple[int, int], ...]:
+    """(Requests, seconds) for each part of a limit string; ValueError, by the setting's name, for one that is none."""
     if not text:
         return ()
     try:
         parts = limits.parse_many(text)
     except ValueError:
-        raise ValueError(f"requests: '{text[:80]}' is no limit as 60/minute;1000/day") from None
+        raise ValueError(f"{name}: '{text[:80]}' is no limit as 60/minute;1000/day") from None
     if any(not 1 <= part.amount <= 10**9 or not 1 <= part.get_expiry() <= 366 * 86_400 for part in parts):
-        raise ValueError(f"requests: '{text[:80]}' has a limit that is too large or too small")
+        raise ValueError(f"{name}: '{text[:80]}' has a limit that is too large or too small")
     if len({part.get_expiry() for part in parts}) != len(parts):
-        raise ValueError(f"requests: '{text[:80]}' has two limits for the same time")
+        raise ValueError(f"{name}: '{text[:80]}' has two limits for the same time")
     return tuple((part.amount, part.get_expiry()) for part in parts)
 
 
@@ -258,12 +265,16 @@ def budgets_of(text: str) -> tuple[tuple[int, Literal["day", "month"]], ...]:
 class LimitSettings(Quotas, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a tenant may use that has nothing else set, and where it is counted."""
 
-    ip: str = ""
+    ip: Words = ""
     """Requests from one address to any path that takes a key, as `600/minute`."""
     redis: Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
     """Where several processes count together, a database of its own; without it each takes its share of every limit."""
     redis_wait: Annotated[float, Meta(gt=0, le=1)] = 0.05
     """Seconds that a request waits for Redis at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        requests_of(self.ip, "ip")
 
 
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):

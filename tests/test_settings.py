@@ -36,6 +36,17 @@ def test_the_order(tmp_path: Path) -> None:
         ({"QWEN3VL_SERVER__READ_IDLE": "inf"}, None, "server.read_idle"),
         ({"QWEN3VL_SERVER__PORT": "70000"}, None, "server.port"),
         ({"QWEN3VL_MODEL__MAX_WAITING": "0"}, None, "model.max_waiting"),
+        ({"QWEN3VL_LIMITS__IP": "often"}, None, "ip: 'often' is no limit"),
+        ({"QWEN3VL_LIMITS__IP": "5/minute;6/minute"}, None, "ip: .* two limits for the same time"),
+        ({"QWEN3VL_LIMITS__IP": "0/minute"}, None, "ip: .* too small"),
+        ({"QWEN3VL_LIMITS__REQUESTS": "often"}, None, "requests: 'often' is no limit"),
+        (
+            {"QWEN3VL_SERVER__TRUSTED_PROXIES": "10.0.0.0/8,10.0.0.1/8"},
+            None,
+            "trusted_proxies: 10.0.0.1/8 is no network",
+        ),
+        ({}, "[server]\ntrusted_proxies = ['localhost']\n", "trusted_proxies: localhost is no network"),
+        ({}, "[server]\ntrusted_proxies = '10.0.0.1'\n", "server.trusted_proxies"),
     ],
 )
 def test_a_mistake_ends_the_start(tmp_path: Path, environment: dict[str, str], text: str | None, said: str) -> None:
