@@ -1,6 +1,7 @@
 """Who may come in: the key, what it is for, and how many requests it, its tenant and its address may make."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ METRICS = "/metrics"
 ADMIN = "/admin/"
 """Below this every path takes an admin key, as METRICS does."""
 
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|([0-9.]+):\d{1,5}")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -39,7 +41,7 @@ class Guard:
 
     async def admit(self, exchange: Exchange, scope: Any) -> None:
         """Note in the exchange who is calling; raises Unauthorized, Forbidden or RateLimited."""
-        claims = _claims(f"ip:{self.address_of(exchange, scope)}", self._per_address)
+        claims = _claims(f"ip:{self.address_of(scope)}", self._per_address)
         refusal: Unauthorized | Forbidden | None = None
         try:
             exchange.key, tenant_limits = await self._identify(exchange)
@@ -89,14 +91,18 @@ class Guard:
         exchange.caller = Caller(tenant.id, "")
         return self._accounts.limits_of(tenant)
 
-    def address_of(self, exchange: Exchange, scope: Any) -> str:
+    def address_of(self, scope: Any) -> str:
         """Where the request comes from: the peer, or what trusted proxies say; of IPv6, the network of a household."""
         client = scope.get("client")
         address = _address(client[0] if client else "")
-        for said in reversed(exchange.headers.get("x-forwarded-for", "").split(",")):
+        for said in reversed(_forwarded_for(scope)):
+            # Only a proxy's own word is taken: what stands left of what cannot be read may be anybody's.
             if address is None or not any(address in network for network in self._proxies):
                 break
-            address = _address(said.strip()) or address
+            before = _address(said)
+            if before is None:
+                break
+            address = before
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((address, 64), strict=False).network_address)
         return str(address or "unknown")
@@ -108,6 +114,13 @@ def _claims(scope: str, limits: Sequence[tuple[int, int]]) -> list[Claim]:
 
 def _is_for_admins(path: str) -> bool:
     return path == METRICS or path.startswith(ADMIN)
+
+
+def _forwarded_for(scope: Any) -> list[str]:
+    """What X-Forwarded-For says, in one line or several, without the ports that some proxies add."""
+    lines = (value.decode("latin-1") for name, value in scope["headers"] if name.lower() == b"x-forwarded-for")
+    said = (each.strip() for each in ",".join(lines).split(","))
+    return [found[1] or found[2] if (found := _WITH_PORT.fullmatch(each)) else each for each in said]
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -66,6 +66,7 @@ async def _serve(
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn would take any local peer's word; the guard knows whose is to be taken
         lifespan="off",
         ws="none",
         timeout_graceful_shutdown=1,
