@@ -11,7 +11,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from qwen3vl_compat.accounts.installation import MARKER, alone_in, bring_up, check, make_folder, refuse_if_known
 from qwen3vl_compat.accounts.migrations import REVISIONS
@@ -141,7 +142,10 @@ def _upgrade(path: Path, state_dir: Path, currency: str) -> None:
 
 
 def _engine(path: Path, synchronous: str, *, wait_s: float, foreign_keys: bool = True) -> Engine:
-    """An engine whose connections are set up by `_connect` and whose transactions really begin with BEGIN."""
+    """An engine whose connections are set up by `_connect` and whose transactions really begin with BEGIN.
+
+    A connection to a file that was since moved, deleted or replaced is not used again: SQLite would write on there.
+    """
 
     def connect() -> sqlite3.Connection:
         connection = _connect(path, wait_s=wait_s)
@@ -152,7 +156,26 @@ def _engine(path: Path, synchronous: str, *, wait_s: float, foreign_keys: bool =
 
     engine = create_engine(URL.create("sqlite", database=str(path)), creator=connect, hide_parameters=True)
     event.listen(engine, "begin", _begin)
+
+    def note_file(_: object, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = _identity(path)
+
+    def check_file(_: object, record: ConnectionPoolEntry, __: object) -> None:
+        if record.info["file"] != _identity(path):
+            raise DisconnectionError(f"{path} is not the file that was opened")
+
+    event.listen(engine, "connect", note_file)
+    event.listen(engine, "checkout", check_file)
     return engine
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells this file from another of its name; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _begin(connection: Connection) -> None:
