@@ -36,12 +36,18 @@ class Guard:
             )
         self._accounts, self._limiter = accounts, limiter
         self._anonymous = server.anonymous_tenant
+        self._at_home = not server.anonymous_anywhere
+        """Whether callers without a key must name a loopback host: a web page cannot, by whatever name it found us."""
         self._per_address = requests_of(settings.limits.ip)
         self._proxies = [ipaddress.ip_network(each) for each in server.trusted_proxies]
 
     async def admit(self, exchange: Exchange, scope: Any) -> None:
         """Note in the exchange who is calling; raises Unauthorized, Forbidden or RateLimited."""
         claims = _claims(f"ip:{self.address_of(scope)}", self._per_address)
+        presented = exchange.presented
+        if claims and presented is not None and not self._accounts.keys.remembers(presented):
+            await self._claim(exchange, claims)  # first, so that who guesses keys does not have them looked up for ever
+            claims = []
         refusal: Unauthorized | Forbidden | None = None
         try:
             exchange.key, tenant_limits = await self._identify(exchange)
@@ -52,14 +58,16 @@ class Guard:
                 claims += _claims(f"key:{exchange.key.public}", requests_of(exchange.key.limits.requests))
             if exchange.caller.tenant and not (exchange.key and exchange.key.admin):
                 claims += _claims(f"tenant:{exchange.caller.tenant}", requests_of(tenant_limits.requests))
-        if claims:
-            decision = await self._limiter.admit("", claims)
-            headers = headers_of(decision.standings)
-            if decision.refused is not None:
-                raise refusal_of(decision)
-            exchange.answer_headers |= dict(headers)
+        await self._claim(exchange, claims)
         if refusal is not None:
             raise refusal
+
+    async def _claim(self, exchange: Exchange, claims: Sequence[Claim]) -> None:
+        if claims:
+            decision = await self._limiter.admit("", claims)
+            if decision.refused is not None:
+                raise refusal_of(decision)
+            exchange.answer_headers |= dict(headers_of(decision.standings))
 
     async def _identify(self, exchange: Exchange) -> tuple[Key | None, Quotas]:
         presented = exchange.presented
@@ -85,6 +93,8 @@ class Guard:
         return key, key.tenant_limits
 
     async def _enter_without_key(self, exchange: Exchange) -> Quotas:
+        if self._at_home and not _is_loopback(_name_of(exchange.headers.get("host", ""))):
+            raise Forbidden("Requests without a key must name this server by a loopback address.")
         tenant = await self._accounts.tenant(self._anonymous)
         if tenant is None or tenant.status != "active":
             raise Forbidden("The tenant that requests without a key belong to does not exist or is suspended.")
@@ -99,7 +109,7 @@ class Guard:
             # Only a proxy's own word is taken: what stands left of what cannot be read may be anybody's.
             if address is None or not any(address in network for network in self._proxies):
                 break
-            before = _address(said)
+            before = _address(said) or _address(_name_of(said))
             if before is None:
                 break
             address = before
@@ -129,6 +139,11 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     except ValueError:
         return None
     return (isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped) or address
+
+
+def _name_of(host: str) -> str:
+    """A Host header without its port and brackets."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
 def _is_loopback(host: str) -> bool:

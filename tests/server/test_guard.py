@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import event
 
 from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import open_database
@@ -85,7 +86,7 @@ class House:
         """From an address, with the model key, another, or with an empty text none."""
         method, path, more = call
         transport = httpx.ASGITransport(self.app, client=(peer, 4711))
-        async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
             secret = self.key if key is None else key
             headers = ({"authorization": f"Bearer {secret}"} if secret else {}) | more.get("headers", {})
             return await client.request(method, path, **more | {"headers": headers})
@@ -287,6 +288,42 @@ async def test_who_sends_no_key_is_a_tenant(tmp_path: Path) -> None:
         with house.database.connect() as connection:
             rows = connection.exec_driver_sql("SELECT tenant, key, state FROM ledger").all()
         assert [tuple(row) for row in rows] == [("guests", "", "final")] * 6
+
+
+@pytest.mark.parametrize(
+    ("host", "anywhere", "status"),
+    [
+        ("localhost", False, 200),
+        ("127.0.0.1:8080", False, 200),
+        ("[::1]:8080", False, 200),
+        ("evil.example", False, 403),
+        ("127.0.0.1.evil.example", False, 403),
+        ("[2001:db8::9]:80", False, 403),
+        ("evil.example", True, 200),
+    ],
+)
+async def test_a_web_page_that_finds_this_server_by_a_name_of_its_own_is_nobody(
+    tmp_path: Path, host: str, anywhere: bool, status: int
+) -> None:
+    server = ServerSettings(anonymous_tenant="guests", anonymous_anywhere=anywhere)
+    async with housing(tmp_path, server=server) as house:
+        house.accounts.tenants.create("guests")
+        chat: Call = ("POST", "/v1/chat/completions", {"json": CHAT, "headers": {"host": host}})
+        assert (await house.ask(chat, "")).status_code == status
+        assert (await house.ask(chat)).status_code == 200
+
+
+async def test_what_an_address_may_not_ask_is_not_looked_up(tmp_path: Path) -> None:
+    async with housing(tmp_path, limits=LimitSettings(ip="2/day")) as house:
+        reads: list[object] = []
+        event.listen(house.database, "begin", reads.append)
+        statuses = []
+        for number in range(20):
+            if number == 2:
+                reads.clear()
+            statuses.append((await house.get("/v1/models", f"sk-{number:012}-{'x' * 43}")).status_code)
+        assert statuses == [401, 401] + [429] * 18
+        assert reads == []
 
 
 async def test_the_tenant_without_a_key_has_limits_and_sees_its_own(tmp_path: Path) -> None:
