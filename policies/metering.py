@@ -19,6 +19,7 @@ from qwen3vl_compat.accounts.money import Counts, Price, format_amount
 from qwen3vl_compat.errors import OutOfCredit, Overloaded, TooSlow
 from qwen3vl_compat.events import Event, Events, Finish, Headers, ReasoningDelta, Started, Usage
 from qwen3vl_compat.messages import Caller, Picture, Request, Video
+from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.limiting import Claim, Kind, Limiter
 from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
 from qwen3vl_compat.settings import Quotas, budgets_of
@@ -26,8 +27,6 @@ from qwen3vl_compat.settings import Quotas, budgets_of
 CHECKPOINT_TOKENS = 32
 CHECKPOINT_S = 1.0
 """An open row is at most so many tokens, or so long, behind what was taken from the engine."""
-
-Generate = Callable[[Request], Events]
 
 
 class Bookkeeping(Struct, frozen=True):

@@ -14,14 +14,14 @@ from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from msgspec.structs import replace
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from qwen3vl_compat.accounts.booking import Booking, Budget, Entry, Left, Outcome, OverBudget, Pot
 from qwen3vl_compat.accounts.database import is_lost, writing
 from qwen3vl_compat.accounts.heartbeat import Heartbeat
-from qwen3vl_compat.accounts.money import Counts, Price
-from qwen3vl_compat.accounts.tables import COUNTS, ledger, prices
+from qwen3vl_compat.accounts.money import Counts
+from qwen3vl_compat.accounts.recovery import settle_some
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -314,39 +314,14 @@ class Ledger:
                 pass
 
     def _settle_some_of(self, owner: str) -> bool:
-        """Close up to BATCH rows of a dead process at their last checkpoint; False when there are none left."""
+        """Close some rows of a dead process; False when there are none left."""
         with self._writer.begin() as connection:
-            if not self.heartbeat.is_still(connection, owner):
-                return False
-            rows = _open_rows(connection, owner)
-            if not rows:
-                self.heartbeat.bury(connection, owner)
-                return False
-            booking = Booking(connection, self.owner, [entry for entry, _, _ in rows], set())
-            states = booking.states(sorted(entry.id for entry, _, _ in rows))
-            closed = [
-                (entry, self._interrupted(entry, started_at, counts))
-                for entry, started_at, counts in rows
-                if states[entry.id][0] == "open"
-            ]
-            for entry, outcome in closed:
-                booking.settle(entry, outcome)
-            booking.write({})
+            closed = settle_some(connection, self.heartbeat, owner, self.now_ms())
         for entry, outcome in closed:
             self._closed(entry, outcome)
-        log.warning("%d requests that a dead process left open are settled at their last checkpoint", len(rows))
-        return True
-
-    def _interrupted(self, entry: Entry, started_at: int | None, counts: Counts) -> Outcome:
-        """The end of a row at its last checkpoint."""
-        return Outcome(
-            state="interrupted",
-            finish="interrupted",
-            ended_at=self.now_ms(),
-            started_at=started_at,
-            counts=counts,
-            cost=entry.price.cost(counts) if entry.price and started_at is not None else 0,
-        )
+        if closed:
+            log.warning("%d requests that a dead process left open are settled at their last checkpoint", len(closed))
+        return bool(closed)
 
     def _leave(self) -> None:
         with suppress(SQLAlchemyError), self._writer.begin() as connection:
@@ -371,18 +346,3 @@ def _tried(wishes: list[_Wish[Any]]) -> list[_Wish[Any]]:
 def _nobodys(now_ms: int) -> Outcome:
     """The end of a row that was opened for somebody who had given up."""
     return Outcome(state="aborted", finish="gone", ended_at=now_ms)
-
-
-def _open_rows(connection: Connection, owner: str) -> list[tuple[Entry, int | None, Counts]]:
-    query = select(ledger).where(ledger.c.owner == owner, ledger.c.state == "open").order_by(ledger.c.id).limit(BATCH)
-    rows = connection.execute(query).mappings().all()
-    named = {row["price"] for row in rows} - {None}
-    found = connection.execute(select(prices).where(prices.c.id.in_(named))).mappings()
-    known = {row["id"]: Price(**row) for row in found}
-    entries: list[tuple[Entry, int | None, Counts]] = []
-    for row in rows:
-        fields: dict[str, Any] = {name: row[name] for name in Entry.__struct_fields__}
-        fields["price"] = known.get(row["price"])
-        entry = Entry(**fields)
-        entries.append((entry, row["started_at"], Counts(**{name: row[name] for name in COUNTS})))
-    return entries
