@@ -28,6 +28,8 @@ CHECKPOINT_TOKENS = 32
 CHECKPOINT_S = 1.0
 """An open row is at most so many tokens, or so long, behind what was taken from the engine."""
 
+Check = Callable[[Request], Awaitable[None]]
+
 
 class Bookkeeping(Struct, frozen=True):
     """Where a request is counted, and on what terms."""
@@ -40,16 +42,21 @@ class Bookkeeping(Struct, frozen=True):
     currency: str = "USD"
 
 
+async def _nothing(request: Request) -> None:
+    """Check nothing."""
+
+
 class Metering:
-    """A policy; `count` and `room` are the engine's."""
+    """A policy; `count`, `room` and `check` are the engine's."""
 
     def __init__(
         self,
         books: Bookkeeping,
         count: Callable[[Request], Awaitable[Usage]],
         room: Callable[[Request, Usage], int],
+        check: Check = _nothing,
     ) -> None:
-        self._books, self._count, self._room = books, count, room
+        self._books, self._count, self._room, self._check = books, count, room, check
 
     def __call__(self, generate: Generate) -> Generate:
         """The same verb, metered."""
@@ -59,7 +66,7 @@ class Metering:
             room = self._room(request, usage)
             # What the engine may make is what was reserved, whatever it would have made of a request that says nothing.
             bound = replace(request, sampling=replace(request.sampling, max_tokens=room))
-            meter = await _Meter.opened(self._books, bound, usage)
+            meter = await _Meter.opened(self._books, bound, usage, self._check)
             try:
                 async with aclosing(generate(bound)) as events:
                     async for event in events:
@@ -91,8 +98,8 @@ class _Meter:
         self._closed = False
 
     @classmethod
-    async def opened(cls, books: Bookkeeping, request: Request, usage: Usage) -> "_Meter":
-        """Reserve the worst case and open the row. RateLimited, OutOfCredit and Overloaded leave all as before."""
+    async def opened(cls, books: Bookkeeping, request: Request, usage: Usage, check: Check) -> "_Meter":
+        """Reserve the worst case and open the row. Whatever this raises leaves all as before."""
         terms, now = await books.terms_of(request.caller), books.ledger.now_ms()
         price = await books.price_of(request.model, now)
         most = request.choices * (request.sampling.max_tokens or 0)
@@ -114,10 +121,10 @@ class _Meter:
             *_claims(f"tenant:{request.caller.tenant}", terms.tenant, worst),
         ]
         meter = cls(books, request, entry, claims)
-        await meter._admit(_budgets(request.caller, terms))
+        await meter._admit(_budgets(request.caller, terms), check)
         return meter
 
-    async def _admit(self, budgets: Sequence[Budget]) -> None:
+    async def _admit(self, budgets: Sequence[Budget], check: Check) -> None:
         limiter, name = self._books.limiter, self._entry.id
         if self._claims:
             decision = await limiter.admit(name, self._claims)
@@ -126,6 +133,7 @@ class _Meter:
             self._rates = headers_of(decision.standings)
         opened = False
         try:
+            await check(self._request)  # which may take long: as many do it at once as the limits let through
             self._left = await self._books.ledger.open(self._entry, budgets)
             opened = True
         except OverBudget as refusal:

@@ -41,6 +41,10 @@ class Engine(Protocol):
         """The exact prompt tokens of a request, pictures included, without generating anything."""
         ...
 
+    async def check(self, request: Request) -> None:
+        """Raise InvalidRequest for what no answer can be held to, as a schema or a token's id; asked before booking."""
+        ...
+
     def collect(self) -> Iterable[Metric]:
         """What it tells of itself, for Prometheus."""
         ...

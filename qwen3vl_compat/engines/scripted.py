@@ -101,6 +101,9 @@ class ScriptedEngine:
         words += 4 * len(request.messages) + sum(len(video.times) for video in videos)
         return Usage(prompt_text=words, prompt_image=slots, prompt_video=frames)
 
+    async def check(self, request: Request) -> None:
+        """It holds to whatever the wires let through."""
+
     def room(self, request: Request, usage: Usage) -> int:
         """What was asked for, or all that is left of the context."""
         room = self._context - usage.prompt

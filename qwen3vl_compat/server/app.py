@@ -86,7 +86,7 @@ def build_service(
     service.generate = chain(
         engine.generate,
         media=policy.prepared,
-        metering=Metering(books, engine.count, engine.room),
+        metering=Metering(books, engine.count, engine.room, engine.check),
         bounds=service.lifecycle.bounded,
         idempotency=service.idempotency.once,
     )

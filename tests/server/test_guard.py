@@ -1,6 +1,7 @@
 """Who may come in: addresses and their limits, requests of keys and tenants, callers without a key, a lost database."""
 
 import asyncio
+import base64
 import socket
 import sqlite3
 import sys
@@ -18,6 +19,7 @@ from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.sqlite import FILE
 from qwen3vl_compat.cli import main
+from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.server.app import build_app, build_routes, build_service
 from qwen3vl_compat.server.door import needs_key
@@ -36,6 +38,8 @@ from tests.serving import Served, serving
 
 PEER = "203.0.113.9"
 CHAT: Any = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "Hi"}]}
+PICTURE = {"type": "image_url",
+           "image_url": {"url": "data:image/png;base64," + base64.b64encode(SAMPLE.read_bytes()).decode()}}  # fmt: skip
 NATIVE: Any = {"contents": [{"parts": [{"text": "Hi"}]}]}
 FORM = {"files": {"file": ("a.txt", b"hello", "text/plain")}, "data": {"purpose": "user_data"}}
 START = {"x-goog-upload-protocol": "resumable", "x-goog-upload-command": "start",
@@ -46,6 +50,7 @@ CALLS: tuple[Call, ...] = (
     ("POST", "/v1/chat/completions", {"json": CHAT}),
     ("POST", "/v1/chat/completions", {"json": CHAT | {"stream": True}}),
     ("POST", "/v1/chat/completions", {"json": CHAT, "headers": {"idempotency-key": "a"}}),
+    ("POST", "/v1/chat/completions", {"json": CHAT | {"messages": [{"role": "user", "content": [PICTURE]}]}}),
     ("POST", "/v1beta/models/qwen3-vl:generateContent", {"json": NATIVE}),
     ("POST", "/v1beta/models/qwen3-vl:streamGenerateContent", {"json": NATIVE}),
     ("POST", "/v1beta/models/qwen3-vl:streamGenerateContent?alt=sse", {"json": NATIVE}),
@@ -60,6 +65,8 @@ CALLS: tuple[Call, ...] = (
     ("GET", "/v1/limits", {}),
 )
 """What a model key can ask that reads or writes the database, whatever is remembered of the key."""
+ANSWERED = sum("files" not in path for method, path, _ in CALLS if method == "POST")
+"""So many of them have a row in the ledger."""
 UNTOUCHED: tuple[Call, ...] = (
     ("GET", "/v1/models", {}),
     ("GET", "/v1/models/qwen3-vl", {}),
@@ -103,7 +110,7 @@ async def housing(folder: Path, **tables: Any) -> AsyncIterator[House]:
     try:
         yield made
     finally:
-        await made.service.close_books()
+        await made.service.close()
         made.database.dispose()
 
 
@@ -232,7 +239,8 @@ async def test_requests_of_a_tenant_count_whatever_its_keys_ask(house: House) ->
     house.accounts.tenants.create("acme", limits={"requests": "6/year"})
     first, second = (house.accounts.keys.create("acme").secret_text for _ in range(2))
     admin = house.accounts.keys.create("acme", admin=True).secret_text
-    asked: list[Call] = [CALLS[0], UNTOUCHED[0], CALLS[6], CALLS[12], UNTOUCHED[2], ("GET", "/v1/nothing", {})]
+    paths = ("/v1/models", "/v1/files", "/v1/usage", "/v1/nothing")
+    asked = [CALLS[0], *(("GET", path, {}) for path in paths), UNTOUCHED[-1]]
     answers = [await house.ask(call, key) for call, key in zip(asked, [first, second] * 3, strict=True)]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == list("543210")
     for key in (first, second):
@@ -287,7 +295,7 @@ async def test_who_sends_no_key_is_a_tenant(tmp_path: Path) -> None:
         assert (await house.get("/v1/models")).status_code == 200
         with house.database.connect() as connection:
             rows = connection.exec_driver_sql("SELECT tenant, key, state FROM ledger").all()
-        assert [tuple(row) for row in rows] == [("guests", "", "final")] * 6
+        assert [tuple(row) for row in rows] == [("guests", "", "final")] * ANSWERED
 
 
 @pytest.mark.parametrize(
@@ -608,7 +616,7 @@ async def test_who_is_known_is_told_so_too(
         assert answer.status_code in (200, 400, 404), (call, answer.text)
     with hasty.database.connect() as connection:
         states = connection.exec_driver_sql("SELECT state, count(*) FROM ledger GROUP BY state").all()
-    assert dict(tuple(state) for state in states) == {"final": 6}
+    assert dict(tuple(state) for state in states) == {"final": ANSWERED}
     said = [record.getMessage().partition(":")[0] for record in caplog.records if record.name.endswith("ledger")]
     assert said in ([], ["the ledger cannot be written", "the ledger can be written again"])
     assert said or lose is not lock

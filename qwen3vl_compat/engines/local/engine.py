@@ -23,6 +23,7 @@ from qwen3vl_compat.engines.local.grammars import Grammars
 from qwen3vl_compat.engines.local.guide import Rules
 from qwen3vl_compat.engines.local.job import Job
 from qwen3vl_compat.engines.local.prompt import Prompt, PromptBuilder, too_long
+from qwen3vl_compat.engines.local.ready import Ready
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
@@ -130,6 +131,11 @@ class LocalEngine:
         self._check_model(request)
         return (await asyncio.to_thread(self._prompts.build, request)).usage
 
+    async def check(self, request: Request) -> None:
+        """Refuse token ids that are none, and grammars that cannot be kept to; the others are kept for `generate`."""
+        self._check_tokens(request)
+        await self._grammars_of(request)
+
     def room(self, request: Request, usage: Usage) -> int:
         """Tokens each choice may have: what was asked, or the default, never more than context and memory leave."""
         if self._worker is None:
@@ -180,12 +186,20 @@ class LocalEngine:
                 size = self.checkpoint.vocabulary_size
                 raise InvalidRequest(f"{name}: token ids must be between 0 and {size - 1}", param=name)
 
+    async def _grammars_of(self, request: Request) -> tuple[Ready | None, Ready | None]:
+        """What holds for the visible answer and for calls, compiled; raises InvalidRequest."""
+        if not request.tools and request.format.kind == "text":
+            return None, None
+        answer, call = await asyncio.to_thread(grammars_of, request, self._tags)
+        return (
+            await self._grammars.prepare(answer) if answer is not None else None,
+            await self._grammars.prepare(call) if call is not None else None,
+        )
+
     async def _rules(self, request: Request, limit: int) -> Rules:
-        """What holds for all choices; compiles the grammars that takes."""
+        """What holds for all choices."""
         asked, own = request.sampling, self.checkpoint
-        answer = call = None
-        if request.tools or request.format.kind != "text":
-            answer, call = await asyncio.to_thread(grammars_of, request, self._tags)
+        answer, call = await self._grammars_of(request)
         thought = self._tags.end_think
         return Rules(
             eos=own.end_ids,
@@ -193,8 +207,8 @@ class LocalEngine:
             stops=frozenset(asked.stop_tokens),
             limit=limit,
             min_tokens=asked.min_tokens,
-            answer=await self._grammars.prepare(answer) if answer is not None else None,
-            call=await self._grammars.prepare(call) if call is not None else None,
+            answer=answer,
+            call=call,
             close_early=self._settings.close_early,
             parallel=request.tool_choice.parallel,
             budget=request.thinking.budget,
