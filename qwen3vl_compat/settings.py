@@ -219,7 +219,7 @@ class Quotas(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     """What a tenant or a key may use; empty and None are no limit. A request has to pass its key's and its tenant's."""
 
     requests: Words = ""
-    """In slowapi's words, as `60/minute;1000/day`; refused ones count too."""
+    """In slowapi's words, as `60/minute;1000/day`; those refused for another reason count too."""
     tokens: Limit | None = None
     """A minute's, prompt and answer together; `tokens_in` and `tokens_out` each alone."""
     tokens_in: Limit | None = None
