@@ -91,7 +91,7 @@ def test_it_is_answered_from_memory_which_is_bounded(prices: Prices, engine: Eng
     assert prices.at("m", clock.ms) == price
     statements: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
-    for _ in range(90):
+    for _ in range(70):
         clock.now += 0.05
         assert prices.at("m", clock.ms) == price
     assert statements == []

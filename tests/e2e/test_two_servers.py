@@ -92,7 +92,7 @@ async def test_redis_goes_and_comes_back_and_no_request_fails(pair: Pair, own_re
     own_redis.kill()
     assert codes(await pair.race(key, 40, asking(1))) == {"200": 40}
     own_redis.start()
-    for _ in range(100):
+    for _ in range(400):
         logs = [served.log() for served in pair.servers]
         if all("Redis is back" in log for log in logs):
             break
