@@ -31,6 +31,8 @@ BATCH = 200
 _KNOWN_POTS = 10_000
 _BEATS = 4
 """Signs of life in the length of a lease."""
+NOTED_S = 0.1
+"""A checkpoint waits no longer to be written."""
 _AGAIN_S = 0.05
 """Before a transaction that failed is tried again."""
 
@@ -105,7 +107,7 @@ class Ledger:
         self._notes: Notes = {}
         self._change = threading.Condition()
         self._closing = self._lost = False
-        self._end_at = 0.0
+        self._end_at = self._noted_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -154,10 +156,14 @@ class Ledger:
             raise
 
     def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
-        """A checkpoint: what is to be paid if this process dies. Written soon; of several only the last."""
+        """A checkpoint: what is to be paid if this process dies. Written with the next rows, or NOTED_S later at most; of
+        several only the last, and none of a row that is closed by then.
+        """
         with self._change:
+            if not self._notes:
+                self._noted_at = self._ticks()
+                self._change.notify()
             self._notes[entry.id] = (started_at, counts)
-            self._change.notify()
 
     async def settle(self, entry: Entry, outcome: Outcome) -> Settled:
         """Close a row, durably, if it is still open; returns how it was closed, here or elsewhere before.
@@ -186,8 +192,8 @@ class Ledger:
     def _run(self) -> None:
         while True:
             with self._change:
-                if not self._wishes and not self._notes and not self._closing:
-                    self._change.wait(max(0.0, self._next_beat - self._ticks()))
+                while not (self._wishes or self._closing) and (seconds := self._idle()) > 0:
+                    self._change.wait(seconds)
                 wishes, self._wishes = self._wishes[:BATCH], self._wishes[BATCH:]
                 notes, self._notes = self._notes, {}
             left = self._write([*_still_wanted(wishes, self.now_ms())], notes)
@@ -201,6 +207,13 @@ class Ledger:
             if over:
                 self._leave()
                 return
+
+    def _idle(self) -> float:
+        """Seconds until there is something to do that nobody waits for: a sign of life, or a checkpoint."""
+        at = self._next_beat
+        if self._notes:
+            at = min(at, self._noted_at + NOTED_S)
+        return at - self._ticks()
 
     def _write(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]] | None:
         """Write all in one transaction, or each alone where that fails because of one of them.
