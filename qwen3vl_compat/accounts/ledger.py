@@ -156,8 +156,9 @@ class Ledger:
             raise
 
     def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
-        """A checkpoint: what is to be paid if this process dies. Written with the next rows, or NOTED_S later at most; of
-        several only the last, and none of a row that is closed by then.
+        """A checkpoint: what is to be paid if this process dies. Of several only the last is written.
+
+        It goes with the next rows, or NOTED_S later at most; if its own is closed by then, not at all.
         """
         with self._change:
             if not self._notes:
