@@ -74,7 +74,7 @@ def test_what_the_client_sees_is_what_is_booked(reading: Served, wire: str, stre
     key = new_key(reading)
     picture = ("image/png", PICTURE)
     words = f"A question by {wire}, {'streamed' if stream else 'whole'}: " + "read what is written here, please. " * 4
-    seen = [ask(reading, key, wire, words, picture, "Read the text. " * 20, stream=stream, most=8) for _ in range(2)]
+    seen = [ask(reading, key, wire, words, picture, "Read the text. " * 8, stream=stream, most=8) for _ in range(2)]
     seen.append(ask(reading, key, wire, words, picture, picture, "Now both.", stream=stream, most=8, n=2))
     seen.append(ask(reading, key, wire, "Who are you?", stream=stream))
     check_books(reading, key, wire, stream, seen)
@@ -404,7 +404,7 @@ def test_a_running_server_follows_the_command_line(telling: Served) -> None:
     end = time.monotonic() + FOLLOWS + 5  # for a machine that is busy with other things
     while (found := {key: [status_of(telling, key, wire) for wire in WIRES] for key in expected}) != expected:
         assert time.monotonic() < end, found
-        time.sleep(0.2)
+        time.sleep(0.5)
     check_refused_keys(telling, suspended, revoked)
 
 
