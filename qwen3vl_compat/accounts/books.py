@@ -6,9 +6,11 @@ from typing import NamedTuple, TypeVar
 
 from msgspec import Struct
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from qwen3vl_compat.accounts import differences
 from qwen3vl_compat.accounts.audit import Audit
+from qwen3vl_compat.accounts.database import is_lost
 from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.limits import TenantLimits
@@ -16,10 +18,12 @@ from qwen3vl_compat.accounts.money import Price
 from qwen3vl_compat.accounts.prices import Prices
 from qwen3vl_compat.accounts.tenants import Tenant, Tenants
 from qwen3vl_compat.accounts.usage import Usage
+from qwen3vl_compat.errors import Overloaded
 from qwen3vl_compat.messages import Caller
 from qwen3vl_compat.settings import MediaLimits, Quotas, Settings
 
 T = TypeVar("T")
+UNREACHABLE = "The server's accounts cannot be reached now. Please try again later."
 
 
 class Terms(NamedTuple):
@@ -36,7 +40,7 @@ class Accounts(Struct, frozen=True, kw_only=True):
     """Who may call, what that costs, what it came to, and who changed any of it.
 
     The coroutines are for every request: they answer from memory for up to CACHE_S seconds, and read the database in a
-    thread, so that one that is slow to answer holds up nobody else.
+    thread, so that one that is slow to answer holds up nobody else. Overloaded says that it cannot be reached.
     """
 
     database: Engine
@@ -78,7 +82,14 @@ class Accounts(Struct, frozen=True, kw_only=True):
 
 
 async def _found(remembered: bool, read: Callable[[], T]) -> T:
-    return read() if remembered else await asyncio.to_thread(read)
+    if remembered:
+        return read()
+    try:
+        return await asyncio.to_thread(read)
+    except SQLAlchemyError as error:
+        if is_lost(error):
+            raise Overloaded(UNREACHABLE, retry_after=5) from None
+        raise
 
 
 def open_accounts(database: Engine, settings: Settings) -> Accounts:

@@ -10,6 +10,7 @@ from typing import Any
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from sqlalchemy.exc import SQLAlchemyError
 
+from qwen3vl_compat.accounts.books import UNREACHABLE
 from qwen3vl_compat.accounts.database import is_lost
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
 from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES, Head
@@ -97,7 +98,7 @@ def check_head(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 def no_database() -> ApiError:
     """What a client is told while the accounts cannot be read or written."""
-    return Overloaded("The server's accounts cannot be reached now. Please try again later.", retry_after=5)
+    return Overloaded(UNREACHABLE, retry_after=5)
 
 
 def _failed() -> ApiError:
