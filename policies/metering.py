@@ -5,8 +5,10 @@ the row with what it really took, and only then let the answer's end go out.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from functools import cache
 from typing import Any
 
 from msgspec import Struct
@@ -17,12 +19,14 @@ from qwen3vl_compat.accounts.books import Terms
 from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable, Settled
 from qwen3vl_compat.accounts.money import Counts, Price, format_amount
 from qwen3vl_compat.errors import OutOfCredit, Overloaded, TooSlow
-from qwen3vl_compat.events import Event, Events, Finish, Headers, ReasoningDelta, Started, Usage
+from qwen3vl_compat.events import Event, Events, Finish, Headers, Progress, ReasoningDelta, Started, Usage
 from qwen3vl_compat.messages import Caller, Picture, Request, Video
 from qwen3vl_compat.policies import Generate
-from qwen3vl_compat.policies.limiting import Claim, Kind, Limiter
-from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
+from qwen3vl_compat.policies.limiting import Claim, Kind, Limiter, Standing
+from qwen3vl_compat.policies.limiting.verdict import after, headers_of, refusal_of
 from qwen3vl_compat.settings import Quotas, budgets_of
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_TOKENS = 32
 CHECKPOINT_S = 1.0
@@ -70,7 +74,9 @@ class Metering:
             try:
                 async with aclosing(generate(bound)) as events:
                     async for event in events:
-                        yield await meter.seen(event)
+                        seen = await meter.seen(event)
+                        if not isinstance(seen, Progress):
+                            yield seen
             except TooSlow:
                 raise
             except Exception:
@@ -88,7 +94,7 @@ class _Meter:
     def __init__(self, books: Bookkeeping, request: Request, entry: Entry, claims: Sequence[Claim]) -> None:
         self._books, self._request, self._entry, self._claims = books, request, entry, claims
         self._left: tuple[Left, ...] = ()
-        self._rates: Headers = ()
+        self._standings: tuple[Standing, ...] = ()
         self._made = [0] * request.choices
         self._thought = [0] * request.choices
         self._prompt = Counts()
@@ -101,7 +107,9 @@ class _Meter:
     async def opened(cls, books: Bookkeeping, request: Request, usage: Usage, check: Check) -> "_Meter":
         """Reserve the worst case and open the row. Whatever this raises leaves all as before."""
         terms, now = await books.terms_of(request.caller), books.ledger.now_ms()
-        price = await books.price_of(request.model, now)
+        price, budgets = await books.price_of(request.model, now), _budgets(request.caller, terms)
+        if price is None and budgets:
+            _warn_of(request.model)
         most = request.choices * (request.sampling.max_tokens or 0)
         worst = replace(_counts(usage, _pictures(request)), out=most, reasoning=0)
         entry = Entry(
@@ -121,7 +129,7 @@ class _Meter:
             *_claims(f"tenant:{request.caller.tenant}", terms.tenant, worst),
         ]
         meter = cls(books, request, entry, claims)
-        await meter._admit(_budgets(request.caller, terms), check)
+        await meter._admit(budgets, check)
         return meter
 
     async def _admit(self, budgets: Sequence[Budget], check: Check) -> None:
@@ -130,7 +138,7 @@ class _Meter:
             decision = await limiter.admit(name, self._claims)
             if decision.refused is not None:
                 raise refusal_of(decision)
-            self._rates = headers_of(decision.standings)
+            self._standings = decision.standings
         opened = False
         try:
             await check(self._request)  # which may take long: as many do it at once as the limits let through
@@ -149,9 +157,10 @@ class _Meter:
         whose, most = budget.scope.partition(":")[0], format_amount(self._entry.reserved)
         message = (
             f"The budget of this {whose} does not allow this request: it could cost {most} {unit}, and "
-            f"{format_amount(max(left.amount, 0))} of the {budget.period}'s {format_amount(budget.limit)} are left."
+            f"{format_amount(max(left.amount, 0))} of the {budget.period}'s {format_amount(budget.limit)} are left. "
+            f"A lower max_tokens reserves less; it is {self._request.sampling.max_tokens} here."
         )
-        headers = (*self._rates, *self._budget_headers((left,), 0))
+        headers = (*headers_of(self._standings), *self._budget_headers((left,), 0))
         return OutOfCredit(message, quota=f"budget/{budget.period}", headers=headers)
 
     async def seen(self, event: Event) -> Event:
@@ -162,7 +171,8 @@ class _Meter:
                 self._started_at = self._books.ledger.now_ms()
                 self._note()
                 reserved = ("x-cost-reserved", format_amount(self._entry.reserved))
-                told = (*self._rates, *self._budget_headers(self._left, 0), *((reserved,) if self._entry.price else ()))
+                told = (*headers_of(self._standings), *self._budget_headers(self._left, 0))
+                told += (reserved,) if self._entry.price else ()
                 return replace(event, headers=event.headers + told)
             case Finish(_, reason, usage):
                 self._finished += 1
@@ -171,7 +181,8 @@ class _Meter:
                     settled = await _to_the_end(self._settle(self._outcome("final", reason, counts)))
                     if settled.state != "final":  # others took this process for dead, and closed the row before
                         raise Overloaded("The server was away for too long during this answer.", retry_after=1)
-                    return replace(event, headers=event.headers + self._cost_headers(settled.cost))
+                    rates = headers_of(after(self._standings, self._used(counts)))
+                    return replace(event, headers=event.headers + rates + self._cost_headers(settled.cost))
             case _:
                 self._made[event.index] = event.completion
                 if isinstance(event, ReasoningDelta):
@@ -219,8 +230,11 @@ class _Meter:
             raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
         finally:  # after the ledger, which counters are begun with
             if self._claims:
-                used = [_amount(claim.kind, outcome.counts) for claim in self._claims]
-                await self._books.limiter.settle(self._entry.id, used)
+                await self._books.limiter.settle(self._entry.id, self._used(outcome.counts))
+
+    def _used(self, counts: Counts) -> list[int]:
+        """What so much is of each claim."""
+        return [_amount(claim.kind, counts) for claim in self._claims]
 
     def _budget_headers(self, lefts: Sequence[Left], more: int) -> Headers:
         if not lefts:
@@ -237,6 +251,12 @@ class _Meter:
             return ()
         told = (("x-cost-total", format_amount(cost)), ("x-cost-currency", self._books.currency))
         return told + self._budget_headers(self._left, self._entry.reserved - cost)
+
+
+@cache
+def _warn_of(model: str) -> None:
+    """Say once that budgets mean nothing for a model."""
+    log.warning("there is no price for the model '%s': budgets hold nobody back who calls it", model)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, Any]) -> Any:

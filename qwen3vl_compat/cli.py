@@ -41,8 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads the table has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OperationalError as error:  # another process holds the lock, the disk is full or the server is gone
         reason = str(error.orig).partition("\n")[0]
         print(f"qwen3vl-compat: the database cannot be used now: {reason}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The commands `keys`, `tenants`, `prices` and `audit`: they write the database, and running servers follow."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -131,6 +132,8 @@ def _list_keys(options: argparse.Namespace) -> None:
 
 def _rotate_key(options: argparse.Namespace) -> None:
     print(_accounts(options).keys.rotate(options.public, options.grace).secret_text)
+    until = f"{options.grace} seconds more" if options.grace else "no more"
+    print(f"The old key works {until}; the new one has limits and budgets of its own, as large.", file=sys.stderr)
 
 
 def _revoke_key(options: argparse.Namespace) -> None:
@@ -273,6 +276,9 @@ def _set_price(options: argparse.Namespace) -> None:
     amounts = Amounts(**{name: getattr(options, name) for name in PRICES})
     accounts = _accounts(options)
     _print_prices(options, [accounts.prices.set(options.model, options.start, **amounts)])
+    served = settings_of(options).model.name
+    if options.model not in ("*", served):
+        print(f"The settings here serve '{served}', not '{options.model}'.", file=sys.stderr)
 
 
 def _list_prices(options: argparse.Namespace) -> None:

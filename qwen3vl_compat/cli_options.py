@@ -33,7 +33,9 @@ def database_of(settings: Settings) -> Engine:
 
 
 def parse_span(text: str) -> int:
-    """`90s`, `30m`, `24h` or `7d` in seconds."""
+    """`90s`, `30m`, `24h` or `7d` in seconds, and `0`."""
+    if text == "0":
+        return 0
     found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no span of time as 90s, 30m, 24h or 7d")

@@ -55,7 +55,7 @@ def _print(
     settings = settings_of(options)
     usage = Usage(database_of(settings))
     if options.tenant is not None and not usage.knows(options.tenant):
-        raise UnknownTenant(f"There is no tenant {options.tenant!r}.")
+        raise UnknownTenant(options.tenant)
     sums, currency = _sums(usage.buckets(query), by), settings.ledger.currency
     if options.format == "table":
         print("\n".join(_table(sums, by, currency)))

@@ -112,15 +112,26 @@ class Finish(Struct, frozen=True, tag="finish", array_like=True):
     headers: Headers = ()
 
 
+class Progress(Struct, frozen=True, tag="progress", array_like=True):
+    """A token of one choice of which nothing can be shown, or not yet: metering counts it, and nobody tells of it."""
+
+    index: int
+    completion: int
+
+
 Delta = TextDelta | ReasoningDelta | ToolCallDelta
-Event = Started | Delta | Finish
+Event = Started | Delta | Progress | Finish
 Events = AsyncGenerator[Event, None]
 """A generation under way; closing it ends the generation."""
 
 
 def joined(first: Event, second: Event) -> Event | None:
-    """One delta that says what two in a row say, if there is one."""
+    """One event that says what two of a choice in a row say, if there is one."""
     match first, second:
+        case TextDelta() | ReasoningDelta() | ToolCallDelta() | Progress(), Progress():
+            return replace(first, completion=second.completion)
+        case Progress(), TextDelta() | ReasoningDelta() | ToolCallDelta():
+            return second
         case TextDelta(), TextDelta():
             logprobs = first.logprobs + second.logprobs
             return replace(second, text=first.text + second.text, logprobs=logprobs)
@@ -157,7 +168,7 @@ async def fold(events: AsyncIterator[Event]) -> Completion:
     ends: dict[int, Finish] = {}
     async for event in events:
         match event:
-            case Started():
+            case Started() | Progress():
                 pass
             case Finish(index):
                 ends[index] = event

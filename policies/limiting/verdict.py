@@ -1,7 +1,9 @@
 """How decisions about limits are told: headers under OpenAI's names, and refusals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
 
 from qwen3vl_compat.errors import RateLimited
 from qwen3vl_compat.events import Headers
@@ -15,16 +17,24 @@ _SHOWN = {
     "pictures": "images",
 }
 _NOUNS = {
-    "requests": "requests",
-    "tokens": "tokens",
-    "tokens_in": "tokens of prompts",
-    "tokens_out": "tokens of answers",
-    "pictures": "pictures",
-    "concurrent": "requests at once",
+    "requests": ("request", "requests"),
+    "tokens": ("token", "tokens"),
+    "tokens_in": ("token of prompts", "tokens of prompts"),
+    "tokens_out": ("token of answers", "tokens of answers"),
+    "pictures": ("picture", "pictures"),
+    "concurrent": ("request at once", "requests at once"),
 }
 _PERIODS = {0: "", 1: " a second", 60: " a minute", 3600: " an hour", 86_400: " a day"}
 _LONGEST_WAIT = 60
 """Seconds: clients do not obey a longer Retry-After."""
+
+
+def after(standings: Iterable[Standing], used: Sequence[int]) -> Iterable[Standing]:
+    """How the same counters stand once so much was used of each claim."""
+    return [
+        replace(standing, remaining=standing.remaining + max(0, standing.claim.amount - amount))
+        for standing, amount in zip(standings, used, strict=True)
+    ]
 
 
 def headers_of(standings: Iterable[Standing]) -> Headers:
@@ -53,10 +63,14 @@ def refusal_of(decision: Decision) -> RateLimited:
     whose, _, _ = claim.scope.partition(":")
     period = _PERIODS.get(claim.period, f" in {claim.period} seconds")
     whose = "address" if whose == "ip" else whose
-    message = f"The limit of this {whose} is reached: {claim.limit} {_NOUNS[claim.kind]}{period}"
+    noun = _NOUNS[claim.kind][claim.limit != 1]
+    message = f"The limit of this {whose} is reached: {claim.limit} {noun}{period}"
+    if standing.most != claim.limit:
+        message += f", of which this one of several servers has {standing.most}"
     if claim.amount > standing.most:
-        share = "" if standing.most == claim.limit else f", of which this server has {standing.most},"
-        message += f"{share}; this request may take {claim.amount} and can never pass"
+        message += f". This request may take {claim.amount} and cannot pass here"
+        if claim.kind in ("tokens", "tokens_out"):
+            message += ": a lower max_tokens reserves less"
         headers += (("x-should-retry", "false"),)
     elif standing.reset > _LONGEST_WAIT:
         message += f". It begins anew in {math.ceil(standing.reset)} seconds"

@@ -129,9 +129,9 @@ class Ledger:
             await asyncio.to_thread(self._thread.join, 2 * self._wait)
 
     @property
-    def alive(self) -> bool:
-        """Whether the thread that writes is there."""
-        return self._thread.is_alive()
+    def writable(self) -> bool:
+        """Whether the thread that writes is there, and could write when it last tried."""
+        return self._thread.is_alive() and not self._lost
 
     def now_ms(self) -> int:
         """Milliseconds since 1970."""

@@ -22,6 +22,7 @@ from qwen3vl_compat.events import (
     FinishReason,
     Likely,
     Logprob,
+    Progress,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -124,8 +125,11 @@ class ScriptedEngine:
                     reason = "length"
                     break
                 await asyncio.sleep(self._pause)
-                for delta in telling.push(tag, word):
+                deltas = telling.push(tag, word)
+                for delta in deltas:
                     yield delta
+                if not deltas:
+                    yield Progress(index, telling.made)
                 if telling.stops.stopped:
                     break
             for delta in telling.finish():

@@ -99,7 +99,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a request sent now is likely to be served."""
-        return self.engine.alive and self.ledger.alive and not self.lifecycle.draining
+        return self.engine.alive and self.ledger.writable and not self.lifecycle.draining
 
 
 async def whole_answer(

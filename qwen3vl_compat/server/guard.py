@@ -84,8 +84,9 @@ class Guard:
         if not key.usable:
             raise Unauthorized("The API key has expired or was revoked.")
         if key.admin != _is_for_admins(exchange.path):
-            kind = "an admin key; it cannot call models" if key.admin else "no admin key; this path takes one"
-            raise Forbidden(f"This is {kind}.")
+            if key.admin:
+                raise Forbidden("This is an admin key; it is for what lies below /admin, and for /metrics.")
+            raise Forbidden("This is no admin key; this path takes one.")
         endpoint = endpoint_of(exchange.path)
         if not key.may_use(endpoint):
             raise Forbidden(f"This API key is not for the endpoint '{endpoint or exchange.path[:80]}'.")

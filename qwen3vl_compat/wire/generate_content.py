@@ -14,6 +14,7 @@ from qwen3vl_compat.events import (
     FinishReason,
     Likely,
     Logprob,
+    Progress,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -157,7 +158,7 @@ async def _messages(request: Request, events: AsyncIterator[Event]) -> AsyncIter
     try:
         async for event in events:
             match event:
-                case Started():
+                case Started() | Progress():
                     pass
                 case ToolCallDelta(index):
                     if event.id and (parts := whole_call(index)):

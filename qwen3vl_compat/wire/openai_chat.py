@@ -12,6 +12,7 @@ from qwen3vl_compat.events import (
     Finish,
     Likely,
     Logprob,
+    Progress,
     ReasoningDelta,
     Started,
     TextDelta,
@@ -121,6 +122,8 @@ async def encode_stream(request: Request, events: AsyncIterator[Event]) -> Async
                         yield _chunk(request, index, _thought(text))
                 case ToolCallDelta(index):
                     yield _chunk(request, index, {"tool_calls": [_call_delta(event)]})
+                case Progress():
+                    pass
                 case Finish(index, _, usage):
                     last = usage
                     yield _chunk(request, index, {}, end=event)

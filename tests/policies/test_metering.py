@@ -41,6 +41,7 @@ class House:
         self.limiter = LocalLimiter(seed=None, share=lambda: 1)
         self.key, self.tenant, self.price = Quotas(), Quotas(), PRICE
         self.engine = ScriptedEngine()
+        self.reached = asyncio.Event()
 
     async def terms_of(self, caller: Caller) -> Terms:
         return Terms(self.key, self.tenant)
@@ -319,3 +320,30 @@ async def test_what_is_booked_too_late_costs_nothing_and_is_summed_up(tmp_path: 
     row = house.rows()["r1"]
     assert (row.state, row.finish, row.cost, row.out) == ("aborted", "failed", 0, 5)
     assert [outcome.cost for _, outcome in house.closed] == [0]
+
+
+async def test_tokens_that_are_not_shown_are_paid_for_too(house: House) -> None:
+    """What may be a stop string is held back until that is sure: who leaves then has made it all the same."""
+    held = " ".join(str(number + 1) for number in range(60))
+    task = asyncio.create_task(fold(house.generate(asking("count to 50", stop=(held,)), slowly(house, 40))))
+    await house.reached.wait()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    row = house.rows()["r1"]
+    assert (row.state, row.out) == ("aborted", 40)
+
+
+def slowly(house: House, tokens: int) -> Any:
+    """The engine, which makes so many tokens and then takes its time."""
+
+    async def generate(request: Request) -> Events:
+        made = -1
+        async for event in house.engine.generate(request):
+            made += 1
+            yield event
+            if made == tokens:
+                house.reached.set()
+                await asyncio.sleep(60)
+
+    return generate

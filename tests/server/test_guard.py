@@ -211,7 +211,7 @@ PROXY, OUTER = "10.1.1.1", "2001:db8::80"
     ],
 )
 def test_whose_word_is_taken(idle: House, peer: str, said: tuple[str, ...], address: str) -> None:
-    """The right-most address that is no trusted proxy's; what cannot be read is never passed over."""
+    """The right-most address that is no trusted proxy's; what cannot be read is cannot passed over."""
     server = ServerSettings(trusted_proxies=("10.0.0.0/8", OUTER))
     guard = Guard(Settings(server=server), idle.accounts, idle.service.limiter)
     headers = [(b"host", b"t"), *((b"x-forwarded-for", line.encode()) for line in said)]
@@ -347,7 +347,7 @@ async def test_the_tenant_without_a_key_has_limits_and_sees_its_own(tmp_path: Pa
         house.accounts.prices.set("*", text_in="1", out="1")
         house.accounts.tenants.create("guests", limits={"tokens_out": 100, "budget": "0.5/month"})
         chat: Call = ("POST", "/v1/chat/completions", {"json": CHAT | {"max_tokens": 101}})
-        assert "never pass" in (await house.ask(chat, "")).json()["error"]["message"]
+        assert "cannot pass" in (await house.ask(chat, "")).json()["error"]["message"]
         passed = await house.ask(("POST", "/v1/chat/completions", {"json": CHAT | {"max_tokens": 9}}), "")
         assert (passed.status_code, passed.headers["x-budget-limit"]) == (200, "0.50")
         (result,) = (await house.get("/v1/usage", "")).json()["data"][-1]["results"]

@@ -19,7 +19,7 @@ from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
 from qwen3vl_compat.engines.local.sequence import Sequence
 from qwen3vl_compat.engines.local.slots import Slots
 from qwen3vl_compat.errors import ApiError, EngineFailed, Overloaded
-from qwen3vl_compat.events import Event, Finish, Started, Usage
+from qwen3vl_compat.events import Event, Finish, Progress, Started, Usage
 from qwen3vl_compat.settings import ModelSettings
 
 log = logging.getLogger(__name__)
@@ -268,6 +268,8 @@ class Worker:
         self._out += [(job, delta) for delta in deltas]
         if end is not None:
             self._finish(sequence, end)
+        elif not deltas:
+            self._out.append((job, Progress(sequence.choice, made)))
 
     def _clock(self, job: Job, sequence: Sequence) -> None:
         now, last = time.monotonic(), job.last_token[sequence.choice]
