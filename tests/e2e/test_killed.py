@@ -167,7 +167,7 @@ async def killed(folder: Path, times: int) -> None:
 
 
 async def test_a_server_that_is_killed_keeps_its_books(tmp_path: Path) -> None:
-    await killed(tmp_path, 6)
+    await killed(tmp_path, 3)
 
 
 @pytest.mark.slow
