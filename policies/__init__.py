@@ -28,18 +28,13 @@ def around(prepared: Prepared) -> Policy:
     return wrap
 
 
-def unchanged(generate: Generate) -> Generate:
-    """The policy that does nothing."""
-    return generate
-
-
 def chain(
     generate: Generate,
     *,
     media: Prepared,
     metering: Policy,
-    bounds: Policy = unchanged,
-    idempotency: Policy = unchanged,
+    bounds: Policy,
+    idempotency: Policy,
 ) -> Generate:
     """The engine behind every policy: idempotency -> bounds -> media -> metering -> engine.
 

@@ -46,10 +46,6 @@ class Bookkeeping(Struct, frozen=True):
     currency: str = "USD"
 
 
-async def _nothing(request: Request) -> None:
-    """Check nothing."""
-
-
 class Metering:
     """A policy; `count`, `room` and `check` are the engine's."""
 
@@ -58,7 +54,7 @@ class Metering:
         books: Bookkeeping,
         count: Callable[[Request], Awaitable[Usage]],
         room: Callable[[Request, Usage], int],
-        check: Check = _nothing,
+        check: Check,
     ) -> None:
         self._books, self._count, self._room, self._check = books, count, room, check
 

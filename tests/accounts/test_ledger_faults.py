@@ -8,7 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import OperationalError
 
 from qwen3vl_compat.accounts.keys import Keys
@@ -132,22 +132,24 @@ async def test_a_server_that_is_read_only_for_a_while_loses_no_closing(
     assert state == "aborted"
 
 
-async def test_one_failure_at_the_end_is_not_the_end(
-    engine: Engine, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def fail_once(engine: Engine) -> None:
+    """The next transaction that would write does not come about."""
+    failures = [1]
+
+    def refuse(connection: Connection) -> None:
+        if connection.get_execution_options().get("writes") and failures:
+            failures.pop()
+            raise OperationalError("", {}, Exception("the connection was reset"))
+
+    event.listen(engine, "begin", refuse)
+
+
+async def test_one_failure_at_the_end_is_not_the_end(engine: Engine, keys: Keys) -> None:
     book = Ledger(engine, wait=2, lease=300)
     await book.start()
     asked = entry("a", price=None)
     await book.open(asked)
-    commit, failures = book._commit, [1]
-
-    def failing(wishes: object, notes: object) -> object:
-        if failures[0]:
-            failures[0] -= 1
-            raise OperationalError("", {}, Exception("the connection was reset"))
-        return commit(wishes, notes)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(book, "_commit", failing)
+    fail_once(engine)
     with book._change:  # the thread takes the closing and the end together
         settling = asyncio.create_task(book.settle(asked, outcome()))
         closing = asyncio.create_task(book.close())
@@ -157,22 +159,12 @@ async def test_one_failure_at_the_end_is_not_the_end(
     assert rows(engine)["a"].state == "final"
 
 
-async def test_a_checkpoint_that_could_not_be_written_is_written_later(
-    engine: Engine, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_checkpoint_that_could_not_be_written_is_written_later(engine: Engine, keys: Keys) -> None:
     book = Ledger(engine, lease=300)
     await book.start()
     asked = entry("a", price=None)
     await book.open(asked)
-    commit, failures = book._commit, [1]
-
-    def failing(wishes: object, notes: object) -> object:
-        if failures[0]:
-            failures[0] -= 1
-            raise OperationalError("", {}, Exception("locked"))
-        return commit(wishes, notes)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(book, "_commit", failing)
+    fail_once(engine)
     book.note(asked, AT + 1, Counts(text_in=10, out=32))
     for number in range(10):
         await asyncio.sleep(0.05)

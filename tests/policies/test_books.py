@@ -156,7 +156,11 @@ class Machine(RuleBasedStateMachine):
             return PRICE
 
         books = Bookkeeping(process.ledger, process.limiter, terms_of, price_of)
-        metering = Metering(books, count, lambda request, usage: request.sampling.max_tokens or 0)
+
+        async def check(request: Request) -> None:
+            assert request.sampling.max_tokens == most
+
+        metering = Metering(books, count, lambda request, usage: request.sampling.max_tokens or 0, check)
         request = Request(
             id=name, created=0, model="m", messages=(Message("user", (Text("x"),)),),
             sampling=Sampling(max_tokens=most), caller=Caller(tenant, "K" * 12), wire="openai",

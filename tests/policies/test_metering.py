@@ -51,7 +51,9 @@ class House:
 
     def generate(self, request: Request, inner: Any = None) -> Events:
         books = Bookkeeping(self.ledger, self.limiter, self.terms_of, self.price_of)
-        return Metering(books, self.engine.count, self.engine.room)(inner or self.engine.generate)(request)
+        return Metering(books, self.engine.count, self.engine.room, self.engine.check)(inner or self.engine.generate)(
+            request
+        )
 
     def rows(self) -> dict[str, Any]:
         with self.database.connect() as connection:
