@@ -3,23 +3,24 @@
 Refusing is raising. The order of the chain is stated once, here.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Protocol
 
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 
 Generate = Callable[[Request], Events]
 Policy = Callable[[Generate], Generate]
-Prepared = Callable[[Request], AbstractAsyncContextManager[Request]]
+Step = Callable[[Request], Awaitable[Request]]
 
 
-def around(prepared: Prepared) -> Policy:
-    """A policy that changes or refuses the request on its way in, and holds what that took until the answer is over."""
+def before(step: Step) -> Policy:
+    """A policy that changes or refuses the request on its way in."""
 
     def wrap(generate: Generate) -> Generate:
         async def inside(request: Request) -> Events:
-            async with prepared(request) as checked, aclosing(generate(checked)) as events:
+            async with aclosing(generate(await step(request))) as events:
                 async for event in events:
                     yield event
 
@@ -28,16 +29,53 @@ def around(prepared: Prepared) -> Policy:
     return wrap
 
 
+class Moderation(Protocol):
+    """What is said about what is asked and answered. The first two raise where it may not be; see `chain`."""
+
+    async def text(self, request: Request) -> Request:
+        """The request, whose words may be asked about."""
+        ...
+
+    async def pictures(self, request: Request) -> Request:
+        """The request, whose pictures may be shown."""
+        ...
+
+    def answer(self, generate: Generate) -> Generate:
+        """The same verb; an answer that may not be given on ends."""
+        ...
+
+
+class Unmoderated:
+    """Nothing is said about anything."""
+
+    async def text(self, request: Request) -> Request:
+        """As it is."""
+        return request
+
+    async def pictures(self, request: Request) -> Request:
+        """As it is."""
+        return request
+
+    def answer(self, generate: Generate) -> Generate:
+        """As it is."""
+        return generate
+
+
 def chain(
     generate: Generate,
     *,
-    media: Prepared,
+    cache: Callable[[Generate], Generate],
+    moderation: Moderation,
     metering: Policy,
     bounds: Policy,
     idempotency: Policy,
 ) -> Generate:
-    """The engine behind every policy: idempotency -> bounds -> media -> metering -> engine.
+    """The engine behind every policy: idempotency -> bounds -> media -> moderation -> cache -> metering -> engine.
 
     `bounds` ends what takes too long. It is inside of `idempotency`, which lets a generation outlive its client.
+    `cache` stands around what is needed for an answer that it does not have; it has media fetched, but decoded only
+    behind it, and the words moderated before it looks. Pictures are moderated behind it: what it has, has passed.
+    Answers are moderated inside of `metering`, so that one cut off is booked as what was made of it.
     """
-    return idempotency(bounds(around(media)(metering(generate))))
+    fresh = before(moderation.pictures)(metering(moderation.answer(generate)))
+    return idempotency(bounds(cache(fresh)))

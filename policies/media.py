@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.media.image import announced_size, check_size, grid_for
+from qwen3vl_compat.media.image import announced_size, check_size, decoders, grid_for
 from qwen3vl_compat.media.limits import Bounds, VisionSpec
 from qwen3vl_compat.media.render import Medium, Renderer, Rendering, beyond, within_tokens
 from qwen3vl_compat.media.room import Room, Take
@@ -26,6 +28,46 @@ Limits = Callable[[str], Awaitable[MediaLimits]]
 """What a tenant may send."""
 
 
+class Gathered:
+    """A request whose media have come and are judged by their first bytes, and none of which is decoded yet."""
+
+    def __init__(
+        self,
+        request: Request,
+        received: Sequence[Received] = (),
+        media: Sequence[Sequence[Medium]] = (),
+        renderer: Renderer | None = None,
+    ) -> None:
+        self.request = request
+        self._received, self._media, self._renderer = received, media, renderer
+
+    @property
+    def lasting(self) -> bool:
+        """Whether all of it lies in the request itself: what a URL or a file's id leads to is another day's."""
+        return all(isinstance(medium.asked.source, bytes) for found in self._media for medium in found)
+
+    def looks(self) -> list[object]:
+        """What tells these media, as the model is shown them, from any others: plain values. Reads them all."""
+        if self._renderer is None:
+            return []
+        return [_decoders(), self._renderer.how, [[_look(medium) for medium in found] for found in self._media]]
+
+    async def rendered(self) -> Request:
+        """The request with checked pictures, videos and words in their place; InvalidRequest names the field."""
+        renderer = self._renderer
+        if renderer is None:
+            return self.request
+
+        async def shown(part: Received, found: Sequence[Medium]) -> tuple[Content, ...]:
+            with naming(part):
+                if isinstance(part, Frames):
+                    return (await renderer.frames(found, part.fps),)
+                return await renderer.render(found[0])
+
+        made = dict(zip(map(id, self._received), await _each(shown, self._received, self._media), strict=True))
+        return replace(self.request, messages=tuple(_with(message, made) for message in self.request.messages))
+
+
 class MediaPolicy:
     """The step that turns each received medium of a request into checked pictures, videos and words.
 
@@ -40,38 +82,32 @@ class MediaPolicy:
 
     @asynccontextmanager
     async def prepared(self, request: Request) -> AsyncGenerator[Request]:
-        """The same request with checked media, and room for them until the end.
+        """The same request with checked media, and room for them until the end; raises as `gathered`."""
+        async with self.gathered(request) as gathered:
+            yield await gathered.rendered()
+
+    @asynccontextmanager
+    async def gathered(self, request: Request) -> AsyncGenerator[Gathered]:
+        """The request with its media fetched, opened and counted, and room for them until the end.
 
         InvalidRequest names the field; Overloaded where other requests' media fill the memory.
         """
         received = [part for message in request.messages for part in message.leaves if isinstance(part, Received)]
         if not received:
-            yield request
+            yield Gathered(request)
             return
-        with self._room.taking() as take:
-            made = await self._made(request.caller.tenant, received, take)
-            yield replace(request, messages=tuple(_with(message, made) for message in request.messages))
-
-    async def _made(self, tenant: str, received: Sequence[Received], take: Take) -> Mapping[int, tuple[Content, ...]]:
-        """What stands in each medium's place, by the identity of what was received."""
+        tenant = request.caller.tenant
         limits = await self._limits_of(tenant)
         _count([_wanted(part) for part in received], received, limits)
         _count_frames(received, limits, self._sources.files.owns)
-        async with AsyncExitStack() as opened:
-            source = Source(tenant, limits, self._sources, opened, take)
-            media = await _each(source.media, received)
-            kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
-            _count(kinds, received, limits)
-            self._check(media, limits)
-            renderer = self._renderer(kinds.count("video"), limits, take)
-
-            async def shown(part: Received, found: Sequence[Medium]) -> tuple[Content, ...]:
-                with naming(part):
-                    if isinstance(part, Frames):
-                        return (await renderer.frames(found, part.fps),)
-                    return await renderer.render(found[0])
-
-            return dict(zip(map(id, received), await _each(shown, received, media), strict=True))
+        with self._room.taking() as take:
+            async with AsyncExitStack() as opened:
+                source = Source(tenant, limits, self._sources, opened, take)
+                media = await _each(source.media, received)
+                kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
+                _count(kinds, received, limits)
+                self._check(media, limits)
+                yield Gathered(request, received, media, self._renderer(kinds.count("video"), limits, take))
 
     def _check(self, media: Sequence[Sequence[Medium]], limits: MediaLimits) -> None:
         """Refuse pictures that are too large, or too much together, by what their headers say."""
@@ -106,6 +142,17 @@ class MediaPolicy:
             text=limits.pdf_text,
         )
         return Renderer(self._sandbox, rendering, take)
+
+
+@cache
+def _decoders() -> str:
+    return f"{decoders()} {version('av')} {version('pypdfium2')}"
+
+
+def _look(medium: Medium) -> list[object]:
+    asked = medium.asked
+    return [medium.digest, medium.kind, asked.detail, asked.budget, asked.start, asked.end, asked.fps, asked.pages,
+            asked.name if medium.kind == "pdf" else ""]  # fmt: skip
 
 
 def bounds_of(limits: MediaLimits) -> Bounds:

@@ -294,6 +294,20 @@ class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Answers to requests with an Idempotency-Key are kept so long."""
 
 
+class CacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where answers are kept that are given again to the same question."""
+
+    memory: Annotated[float, Meta(ge=0)] = 64
+    """MiB in this process; 0 keeps none."""
+    redis: Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
+    """Where several processes keep them together; may be the one of `limits`."""
+    redis_wait: Annotated[float, Meta(gt=0, le=1)] = 0.05
+    """Seconds that a request waits for Redis at most."""
+    life: Seconds = 3600
+    max_bytes: Positive = 2**20
+    """Of one answer; a larger one is not kept."""
+
+
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What is written to standard error."""
 
@@ -309,6 +323,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     files: FileSettings = FileSettings()
     limits: LimitSettings = LimitSettings()
     ledger: LedgerSettings = LedgerSettings()
+    cache: CacheSettings = CacheSettings()
     log: LogSettings = LogSettings()
 
 

@@ -20,6 +20,7 @@ State = Literal["final", "aborted", "interrupted"]
 Pot = tuple[str, str]
 """Whose money in which period, as `spending` names it."""
 
+_ENDS = ("state", "finish", "started_at", "ended_at", "cost", "moderation")
 _SUMS = ("requests", *COUNTS, "cost")
 _ADD_DAILY = text(
     f"INSERT INTO daily (day, tenant, key, model, {', '.join(_SUMS)}) "  # noqa: S608 -- names of columns
@@ -61,6 +62,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     reserved_out: int
     reserved: int
     price: Price | None
+    cache: Literal["off", "miss", "hit"] = "off"
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -72,6 +74,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     started_at: int | None = None
     counts: Counts = Counts()
     cost: int = 0
+    moderation: str = ""
+    """What moderators had to say of it."""
 
 
 class Left(Struct, frozen=True, kw_only=True):
@@ -110,6 +114,7 @@ class Booking:
         self._connection, self._owner = connection, owner
         self._changes: dict[Pot, list[int]] = defaultdict(lambda: [0, 0])
         self._opened: list[Entry] = []
+        self._booked: list[tuple[Entry, Outcome]] = []
         self._closed: list[tuple[Entry, Outcome]] = []
         pots = sorted({pot for entry in entries for pot in pots_of(entry)})
         if new := [{"scope": scope, "period": period} for scope, period in pots if (scope, period) not in known]:
@@ -140,14 +145,26 @@ class Booking:
 
     def open(self, entry: Entry, budgets: Sequence[Budget]) -> tuple[Left, ...]:
         """Begin a row and reserve its money; returns what is left then. Raises OverBudget and has done nothing."""
-        left = [self._left(entry, budget) for budget in budgets]
-        for each in left:
-            if each.amount < entry.reserved:
-                raise OverBudget(each)
+        left = self._afforded(entry, budgets, entry.reserved)
         self._opened.append(entry)
         for pot in pots_of(entry):
             self._change(pot, entry.reserved, 0)
-        return tuple(Left(budget=each.budget, amount=each.amount - entry.reserved) for each in left)
+        return left
+
+    def book(self, entry: Entry, outcome: Outcome, budgets: Sequence[Budget]) -> tuple[Left, ...]:
+        """Begin and close a row at once; returns what is left then. Raises OverBudget and has done nothing."""
+        left = self._afforded(entry, budgets, outcome.cost)
+        self._booked.append((entry, outcome))
+        for pot in pots_of(entry):
+            self._change(pot, 0, outcome.cost)
+        return left
+
+    def _afforded(self, entry: Entry, budgets: Sequence[Budget], amount: int) -> tuple[Left, ...]:
+        left = [self._left(entry, budget) for budget in budgets]
+        for each in left:
+            if each.amount < amount:
+                raise OverBudget(each)
+        return tuple(Left(budget=each.budget, amount=each.amount - amount) for each in left)
 
     def _left(self, entry: Entry, budget: Budget) -> Left:
         pot = (budget.scope, period_of(entry.created_at, budget.period))
@@ -164,6 +181,8 @@ class Booking:
         execute = self._connection.execute
         if self._opened:
             execute(insert(ledger), [_opened(entry, self._owner) for entry in self._opened])
+        if self._booked:
+            execute(insert(ledger), [_booked(entry, outcome, self._owner) for entry, outcome in self._booked])
         if notes := [
             {"row": name, "started_at": started_at, **msgspec.structs.asdict(counts)}
             for name, (started_at, counts) in sorted(noted.items())
@@ -173,7 +192,8 @@ class Booking:
             closed = [_closed(entry, outcome) for entry, outcome in sorted(self._closed, key=lambda one: one[0].id)]
             names = [name for name in closed[0] if name != "row"]
             execute(_NOTE.values({name: bindparam(name) for name in names}), closed)
-            execute(_ADD_DAILY, _sums(self._closed))
+        if over := self._booked + self._closed:
+            execute(_ADD_DAILY, _sums(over))
         if changes := [
             {"of": scope, "during": period, "reserved_more": reserved, "spent_more": spent}
             for (scope, period), (reserved, spent) in sorted(self._changes.items())
@@ -188,8 +208,14 @@ def _opened(entry: Entry, owner: str) -> dict[str, object]:
 
 
 def _closed(entry: Entry, outcome: Outcome) -> dict[str, object]:
-    row = {name: getattr(outcome, name) for name in ("state", "finish", "started_at", "ended_at", "cost")}
+    row = {name: getattr(outcome, name) for name in _ENDS}
     return {"row": entry.id, **row, **msgspec.structs.asdict(outcome.counts)}
+
+
+def _booked(entry: Entry, outcome: Outcome, owner: str) -> dict[str, object]:
+    closed = _closed(entry, outcome)
+    del closed["row"]
+    return _opened(entry, owner) | closed
 
 
 def _sums(closed: Iterable[tuple[Entry, Outcome]]) -> list[dict[str, object]]:

@@ -72,6 +72,14 @@ class _Closing(_Wish[Settled]):
         self.outcome = outcome
 
 
+class _Booking(_Wish[tuple[Left, ...]]):
+    def __init__(
+        self, entry: Entry, future: "asyncio.Future[Any]", outcome: Outcome, budgets: Sequence[Budget]
+    ) -> None:
+        super().__init__(entry, future)
+        self.outcome, self.budgets = outcome, budgets
+
+
 Reply = tuple[_Wish[Any], Any]
 Closed = Callable[[Entry, Outcome], None]
 Notes = dict[str, tuple[int | None, Counts]]
@@ -154,6 +162,15 @@ class Ledger:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._close_for_nobody(entry)  # opened in the very moment in which the caller left
             raise
+
+    async def book(self, entry: Entry, outcome: Outcome, budgets: Sequence[Budget] = ()) -> tuple[Left, ...]:
+        """Write the row of a request that is over already, durably, and nothing before; as `open` otherwise."""
+        future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
+        self._ask(_Booking(entry, future, outcome, budgets))
+        try:
+            return await asyncio.wait_for(future, self._wait)
+        except TimeoutError:
+            raise LedgerUnavailable("the ledger cannot be written now") from None
 
     def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
         """A checkpoint: what is to be paid if this process dies. Of several only the last is written.
@@ -261,7 +278,7 @@ class Ledger:
             log.warning("the ledger can be written again")
 
     def _commit(self, wishes: Sequence[_Wish[Any]], notes: Notes) -> list[Reply]:
-        openings = [wish for wish in wishes if isinstance(wish, _Opening)]
+        openings = [wish for wish in wishes if isinstance(wish, _Opening | _Booking)]
         closings = [wish for wish in wishes if isinstance(wish, _Closing)]
         replies: list[Reply] = []
         with self._writer.begin() as connection:
@@ -284,7 +301,12 @@ class Ledger:
                     replies.append((wish, ()))
                     continue
                 try:
-                    replies.append((wish, booking.open(wish.entry, wish.budgets)))
+                    if isinstance(wish, _Booking):
+                        left = booking.book(wish.entry, wish.outcome, wish.budgets)
+                        closed.append((wish.entry, wish.outcome))
+                    else:
+                        left = booking.open(wish.entry, wish.budgets)
+                    replies.append((wish, left))
                 except OverBudget as refusal:
                     replies.append((wish, refusal))
             booking.write({name: note for name, note in notes.items() if name not in states})
@@ -343,11 +365,11 @@ class Ledger:
 
 
 def _still_wanted(wishes: Iterable[_Wish[Any]], now_ms: int) -> Iterator[_Wish[Any]]:
-    """All but openings that nobody waits for; of these, what a commit whose reply was lost may have left is closed."""
+    """All but rows to begin that nobody waits for; what a commit whose reply was lost may have left open is closed."""
     for wish in wishes:
-        if not isinstance(wish, _Opening) or not wish.given_up:
+        if isinstance(wish, _Closing) or not wish.given_up:
             yield wish
-        elif wish.tries:
+        elif isinstance(wish, _Opening) and wish.tries:
             yield _Closing(wish.entry, None, _nobodys(now_ms))
 
 

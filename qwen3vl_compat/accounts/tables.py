@@ -194,6 +194,8 @@ ledger = Table(
     Column("price", Integer, ForeignKey("prices.id")),
     Column("reserved", BigInteger, nullable=False),
     Column("cost", BigInteger, nullable=False, server_default=text("0")),
+    Column("cache", Text, nullable=False, server_default=text("'off'")),
+    Column("moderation", Text, nullable=False, server_default=text("''")),
     CheckConstraint("state IN ('open', 'final', 'aborted', 'interrupted')", name="state"),
     CheckConstraint("(state = 'open') = (ended_at IS NULL)", name="ended_at"),
     *(CheckConstraint(f"{name} >= 0", name=name) for name in (*COUNTS, "reserved_out", "reserved", "cost")),
@@ -203,7 +205,9 @@ ledger = Table(
 
 `created_at` is when it was admitted: the day and month it is counted in. `owner` is the process that serves it;
 the row's lease is that process's beat. `text_in` and `vision_in` are what was computed of the prompt, `cached_in` is
-what was not; `reasoning` is a part of `out`. An open row holds the counts of its last checkpoint.
+what was not; `reasoning` is a part of `out`. An open row holds the counts of its last checkpoint. `cache` is `off`,
+`miss` or `hit`: of a hit nothing was computed, `out` is what the stored answer has. `moderation` is what moderators
+had to say, empty for nothing.
 """
 
 Index(None, ledger.c.tenant, ledger.c.created_at)

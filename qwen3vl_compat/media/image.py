@@ -89,13 +89,13 @@ def _smart_size(height: int, width: int, spec: VisionSpec) -> tuple[int, int]:
 
 def digest_of(data: bytes, spec: VisionSpec, *rendering: object) -> str:
     """A name, 64 hexadecimal digits, for the patches these bytes give in this rendering: same name, same patches."""
-    digest = hashlib.sha256(repr((msgspec.structs.astuple(spec), rendering, _RENDERING, _decoders())).encode())
+    digest = hashlib.sha256(repr((msgspec.structs.astuple(spec), rendering, _RENDERING, decoders())).encode())
     digest.update(data)
     return digest.hexdigest()
 
 
 @cache
-def _decoders() -> str:
+def decoders() -> str:
     """The versions of all that turns bytes into pixels."""
     parts = ("jpg", "libjpeg_turbo", "zlib", "webp")
     return " ".join([PIL.__version__, *(str(features.version(part)) for part in parts)])

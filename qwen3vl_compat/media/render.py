@@ -84,7 +84,7 @@ class Renderer:
 
     def __init__(self, sandbox: Sandbox, rendering: Rendering, take: Take = lambda size: None) -> None:
         """`take` is told of all that is kept, in bytes."""
-        self._sandbox, self._how, self._take = sandbox, rendering, take
+        self._sandbox, self.how, self._take = sandbox, rendering, take
         self._pages = self._tokens = 0  # of all documents so far
 
     async def render(self, medium: Medium) -> tuple[Content, ...]:
@@ -99,7 +99,7 @@ class Renderer:
 
     def spec_for(self, asked: Media) -> VisionSpec:
         """The checkpoint's way of looking, as closely as this one is to be looked at."""
-        return self._how.spec.at(asked.detail, asked.budget)
+        return self.how.spec.at(asked.detail, asked.budget)
 
     async def _pictures(self, job: Job, content: bytes | Path) -> Pictures:
         reply = await self._sandbox.run(job, content)
@@ -108,7 +108,7 @@ class Renderer:
         return reply
 
     async def _picture(self, medium: Medium) -> Picture:
-        how = self._how
+        how = self.how
         job = PictureJob(spec=self.spec_for(medium.asked), bounds=how.bounds, longest_side=how.longest_side)
         return (await self._pictures(job, medium.content)).pictures[0]
 
@@ -118,8 +118,8 @@ class Renderer:
         look = LookJob(
             container=medium.kind,
             spec=spec,
-            bounds=self._how.bounds,
-            fps=asked.fps or self._how.fps,
+            bounds=self.how.bounds,
+            fps=asked.fps or self.how.fps,
             start=asked.start,
             end=asked.end,
         )
@@ -143,7 +143,7 @@ class Renderer:
             content = b"".join(each for each in contents if isinstance(each, bytes))
             job = FramesJob(
                 spec=spec,
-                bounds=self._how.bounds,
+                bounds=self.how.bounds,
                 lengths=tuple(len(each) for each in contents if isinstance(each, bytes)),
                 count=len(images),
                 first=first,
@@ -164,20 +164,20 @@ class Renderer:
                 spec=self.spec_for(medium.asked),
                 first=wanted,
                 last=last,
-                most=self._how.pages,
-                most_in_all=self._how.pages_in_all,
-                text=self._how.text,
+                most=self.how.pages,
+                most_in_all=self.how.pages_in_all,
+                text=self.how.text,
                 digest=digest,
             )
             reply = await self._pictures(job, medium.content)
             if wanted == first:
                 self._pages += reply.last - first + 1
             self._tokens += sum(job.spec.tokens(picture.grid) for picture in reply.pictures)
-            if self._pages > self._how.pages:
-                fault = f"the documents have more than {self._how.pages} pages together; ask for fewer"
+            if self._pages > self.how.pages:
+                fault = f"the documents have more than {self.how.pages} pages together; ask for fewer"
                 raise InvalidRequest(fault, code="too_many_pages")
-            if self._tokens > self._how.tokens:
-                raise beyond(self._how.tokens, "documents")
+            if self._tokens > self.how.tokens:
+                raise beyond(self.how.tokens, "documents")
             for number, picture, text in zip(reply.numbers, reply.pictures, reply.texts, strict=True):
                 parts += [Text(f"{name} {number}:\n"), picture, Text(f"\n{text}\n" if text else "\n")]
             wanted = reply.numbers[-1] + 1 if reply.numbers[-1] < reply.last else 0

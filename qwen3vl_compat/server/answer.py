@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any, TypeVar
 
 from litestar import Response
@@ -20,7 +20,7 @@ from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Ov
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import ModelInfo, Request
-from qwen3vl_compat.policies import Generate, Prepared
+from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.limiting import Claim, make_limiter
 from qwen3vl_compat.server.body import Disconnected
@@ -38,7 +38,7 @@ class Service:
     """What the routes share: the chain of policies with the engine behind it, and the server's state."""
 
     generate: Generate
-    prepared: Prepared
+    prepared: Callable[[Request], AbstractAsyncContextManager[Request]]
     sandbox: Sandbox
 
     def __init__(self, settings: Settings, engine: Engine, accounts: Accounts, files: Files | None = None) -> None:

@@ -18,7 +18,8 @@ from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFou
 from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
-from qwen3vl_compat.policies import chain
+from qwen3vl_compat.policies import Unmoderated, chain
+from qwen3vl_compat.policies.cache import Cache
 from qwen3vl_compat.policies.media import MediaPolicy
 from qwen3vl_compat.policies.metering import Bookkeeping, Metering
 from qwen3vl_compat.policies.sources import Fetch, Sources
@@ -83,9 +84,11 @@ def build_service(
     policy = MediaPolicy(engine.vision, context, service.sandbox, room, accounts.media_limits, sources)
     service.prepared = policy.prepared
     books = Bookkeeping(service.ledger, service.limiter, accounts.terms, accounts.price, settings.ledger.currency)
+    moderation = Unmoderated()
     service.generate = chain(
         engine.generate,
-        media=policy.prepared,
+        cache=Cache(policy.gathered, moderation),
+        moderation=moderation,
         metering=Metering(books, engine.count, engine.room, engine.check),
         bounds=service.lifecycle.bounded,
         idempotency=service.idempotency.once,

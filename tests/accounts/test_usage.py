@@ -282,6 +282,8 @@ def test_a_csv_file_has_a_line_for_each_row(engine: Engine, usage: Usage) -> Non
         "price": "",
         "reserved": "0.000001",
         "cost": "1.50",
+        "cache": "off",
+        "moderation": "",
         "currency": "EUR",
     }
 
