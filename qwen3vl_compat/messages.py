@@ -219,6 +219,18 @@ class Idempotency(Struct, frozen=True):
     fingerprint: str
 
 
+class Freshness(Struct, frozen=True, kw_only=True):
+    """Whether an answer may be one that was given before, and may be kept to be given again."""
+
+    read: bool = True
+    keep: bool = True
+    max_age: float | None = None
+    """Seconds since it was made, at most; whoever names them wants it although another would come out differently."""
+
+
+Cached = Literal["off", "miss", "hit"]
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """One generation, complete: what was asked, how to sample, and how the answer is wanted."""
 
@@ -244,6 +256,9 @@ class Request(Struct, frozen=True, kw_only=True):
     idempotency: Idempotency | None = None
     seconds: float = math.inf
     """It may take so long, from when it is begun."""
+    freshness: Freshness = Freshness()
+    cache: Cached = "off"
+    """What the cache had to say: `off` where it was not asked."""
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):
@@ -254,6 +269,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     context: int
     max_output: int
     revision: str = ""
+    digest: str = ""
+    """Of all that its answers depend on beside the request; hexadecimal digits."""
 
 
 class FileInfo(Struct, frozen=True, kw_only=True):

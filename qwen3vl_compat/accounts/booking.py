@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, insert, select, text, tuple_, upda
 
 from qwen3vl_compat.accounts.money import Counts, Price
 from qwen3vl_compat.accounts.tables import COUNTS, ledger, spending
+from qwen3vl_compat.messages import Cached
 
 State = Literal["final", "aborted", "interrupted"]
 Pot = tuple[str, str]
@@ -62,7 +63,13 @@ class Entry(Struct, frozen=True, kw_only=True):
     reserved_out: int
     reserved: int
     price: Price | None
-    cache: Literal["off", "miss", "hit"] = "off"
+    cache: Cached = "off"
+
+    def cost(self, counts: Counts) -> int:
+        """What so much costs."""
+        if self.price is None:
+            return 0
+        return (self.price.stored() if self.cache == "hit" else self.price).cost(counts)
 
 
 class Outcome(Struct, frozen=True, kw_only=True):

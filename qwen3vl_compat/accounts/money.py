@@ -4,6 +4,7 @@ import re
 from decimal import Decimal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 NANO = 10**9
 MILLION = 10**6
@@ -75,15 +76,16 @@ class Price(Struct, frozen=True, kw_only=True):
     def worst(self, counts: Counts) -> int:
         """The most that `counts` can cost, whatever of it turns out to be cached or thought."""
         dearest = max(self.out, self.reasoning)
-        upper = Price(
-            id=self.id,
-            model=self.model,
-            effective_from=self.effective_from,
+        upper = replace(
+            self,
             text_in=max(self.text_in, self.cached_in),
             vision_in=max(self.vision_in, self.cached_in),
-            cached_in=self.cached_in,
             out=dearest,
             reasoning=dearest,
-            per_request=self.per_request,
         )
         return upper.cost(counts)
+
+    def stored(self) -> "Price":
+        """The price of an answer that was given before: every token of it, and of its prompt, is a cached one."""
+        cached = self.cached_in
+        return replace(self, text_in=cached, vision_in=cached, out=cached, reasoning=cached)

@@ -44,7 +44,7 @@ def _interrupted(entry: Entry, started_at: int | None, counts: Counts, now_ms: i
         ended_at=now_ms,
         started_at=started_at,
         counts=counts,
-        cost=entry.price.cost(counts) if entry.price and started_at is not None else 0,
+        cost=entry.cost(counts) if started_at is not None else 0,
     )
 
 

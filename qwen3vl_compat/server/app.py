@@ -19,9 +19,10 @@ from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import Unmoderated, chain
+from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.cache import Cache
 from qwen3vl_compat.policies.media import MediaPolicy
-from qwen3vl_compat.policies.metering import Bookkeeping, Metering
+from qwen3vl_compat.policies.metering import Metering
 from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import (
     admin_routes,

@@ -35,8 +35,9 @@ from qwen3vl_compat.accounts.tables import COUNTS, daily, ledger, prices, proces
 from qwen3vl_compat.errors import ApiError, EngineFailed, OutOfCredit, RateLimited
 from qwen3vl_compat.events import Events, Finish, Started, TextDelta, Usage
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
+from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.limiting import Limiter, make_limiter
-from qwen3vl_compat.policies.metering import CHECKPOINT_TOKENS, Bookkeeping, Metering
+from qwen3vl_compat.policies.metering import CHECKPOINT_TOKENS, Metering
 from qwen3vl_compat.settings import LimitSettings, Quotas
 from tests.redis_server import RedisServer
 

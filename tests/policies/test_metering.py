@@ -21,8 +21,9 @@ from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import EngineFailed, InvalidRequest, OutOfCredit, Overloaded, RateLimited
 from qwen3vl_compat.events import Event, Events, Finish, Started, fold
 from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
+from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
-from qwen3vl_compat.policies.metering import Bookkeeping, Metering
+from qwen3vl_compat.policies.metering import Metering
 from qwen3vl_compat.settings import Quotas
 
 PRICE = Price(
