@@ -1,31 +1,249 @@
-"""The result cache: what was answered before is given again, and nothing is computed for it."""
+"""The result cache: what was answered before is given again, and nothing is computed for it.
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, aclosing
+A request that draws nothing, or always the same, is looked for under the name of all that its answer depends on; so is
+one whose caller says how old an answer may be. Those that are asked at the same time are computed once. Whoever gets
+what was made for another pays the price of cached tokens, and has a row of its own.
+"""
 
-from qwen3vl_compat.events import Events
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from typing import Protocol
+
+import msgspec
+from msgspec import Raw, Struct
+from msgspec.structs import replace
+
+from qwen3vl_compat.errors import OutOfCredit, RateLimited
+from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Progress, Started, Usage, fold, joined
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Moderation
+from qwen3vl_compat.policies.bookkeeping import Bookkeeping, pictures_of
+from qwen3vl_compat.policies.caching import Answer, Shelf
+from qwen3vl_compat.policies.caching.flight import Flight
+from qwen3vl_compat.policies.caching.naming import deterministic, form_of, material_of
+from qwen3vl_compat.policies.hits import Hit, Taken, as_cached
+from qwen3vl_compat.policies.limiting.verdict import refusal_of
 from qwen3vl_compat.policies.media import Gathered
 
+log = logging.getLogger(__name__)
+
 Gathering = Callable[[Request], AbstractAsyncContextManager[Gathered]]
+Encode = Callable[[Request, Completion], bytes]
+HIT: Headers = (("x-cache", "hit"),)
+MISS: Headers = (("x-cache", "miss"),)
+OFF: Headers = (("x-cache", "off"),)
+_LASTING = frozenset({"stop", "length", "tool_calls"})
+
+
+class Following(Protocol):
+    """Metering, as far as it is needed here."""
+
+    def following(self, request: Request, usage: Usage, pictures: int, events: Events) -> Events:
+        """The same events, metered as this request's."""
+        ...
+
+
+class Ways(Struct, frozen=True):
+    """What the cache leads to: media are gathered, words and answers moderated, rows booked."""
+
+    gathering: Gathering
+    moderation: Moderation
+    metering: Following
+    books: Bookkeeping
+    model_of: Callable[[str], str]
+    """What tells a model, by its name, and the rules around it from any others."""
+    encode: Encode
+    """A whole answer as it goes out, on the request's wire."""
 
 
 class Cache:
-    """The policy: gathers a request's media, has its words moderated, and decodes only what it cannot answer itself."""
+    """The policy. Its methods are called from one asyncio loop."""
 
-    def __init__(self, gathering: Gathering, moderation: Moderation) -> None:
-        self._gathering, self._moderation = gathering, moderation
+    def __init__(self, ways: Ways, shelf: Shelf | None) -> None:
+        self._ways, self.shelf = ways, shelf
+        self._flights: dict[str, Flight] = {}
+        self._landing: set[asyncio.Task[None]] = set()
 
     def __call__(self, fresh: Generate) -> Generate:
         """Wrap what answers afresh."""
 
         async def inside(request: Request) -> Events:
-            async with (
-                self._gathering(await self._moderation.text(request)) as gathered,
-                aclosing(fresh(await gathered.rendered())) as events,
-            ):
+            request = await self._ways.moderation.text(request)
+            async with AsyncExitStack() as held:
+                gathered = await held.enter_async_context(self._ways.gathering(request))
+                async with aclosing(await self._source(fresh, gathered, held)) as events:
+                    async for event in events:
+                        yield event
+
+        return inside
+
+    async def close(self) -> None:
+        """Let what is just being kept be kept."""
+        if self._landing:
+            await asyncio.wait(self._landing, timeout=1)
+        if self.shelf is not None:
+            await self.shelf.store.close()
+
+    async def _source(self, fresh: Generate, gathered: Gathered, held: AsyncExitStack) -> Events:
+        """Where the answer comes from: the shelf, a generation under way, or one of its own."""
+        request, wish = gathered.request, gathered.request.freshness
+        asked = (wish.read and wish.max_age is not None) or (deterministic(request) and (wish.read or wish.keep))
+        if self.shelf is None or not asked:
+            return _told(fresh(await gathered.rendered()), OFF)
+        model = self._ways.model_of(request.model)
+        name = self.shelf.name(await material_of(gathered, model))
+        kept = name if gathered.lasting else ""
+        while wish.read:
+            answer = await self.shelf.find(name, wish.max_age)
+            if answer is not None:
+                await held.aclose()
+                return self._again(request, answer, kept)
+            flight = self._flights.get(name)
+            if flight is None or flight.lost:
+                break
+            flight.join()
+            try:
+                started = await flight.started()
+            except (RateLimited, OutOfCredit):  # which is about the caller who came first
+                await flight.leave()
+            except BaseException:
+                await flight.leave()
+                raise
+            else:
+                return self._followed(request, flight, started, kept)
+        return self._led(self._flight(fresh, gathered, held, name), kept)
+
+    def _flight(self, fresh: Generate, gathered: Gathered, held: AsyncExitStack, name: str) -> Flight:
+        """Begin a generation that others may join."""
+
+        async def made() -> Events:
+            flight.request = replace(await gathered.rendered(), cache="miss")
+            async with aclosing(fresh(flight.request)) as events:
                 async for event in events:
                     yield event
 
-        return inside
+        flight = Flight(gathered.request, made(), held.pop_all())
+        flight.join()
+        if gathered.request.freshness.read:
+            self._flights[name] = flight
+        task = asyncio.create_task(self._land(name, flight))
+        self._landing.add(task)
+        task.add_done_callback(self._landing.discard)
+        return flight
+
+    async def _land(self, name: str, flight: Flight) -> None:
+        """Keep what a generation has made; until it is kept, others join it."""
+        try:
+            await flight.landed()
+            if flight.request.freshness.keep and not flight.lost and (answer := await self._answer(flight)) is not None:
+                assert self.shelf is not None
+                await self.shelf.keep(name, answer)
+        except Exception:
+            log.exception("an answer could not be kept")
+        finally:
+            if self._flights.get(name) is flight:
+                del self._flights[name]
+
+    async def _led(self, flight: Flight, kept: str) -> Events:
+        """A generation, as who asked for it first hears it."""
+        try:
+            async with aclosing(_told(flight.read(), MISS, kept)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await flight.leave()
+
+    async def _followed(self, request: Request, flight: Flight, started: Started, kept: str) -> Events:
+        """The same, as others hear it."""
+        usage, metering = as_cached(started.usage), self._ways.metering
+        try:
+            metered = metering.following(request, usage, pictures_of(flight.request), _cached(flight.read()))
+            async with aclosing(_told(metered, HIT, kept)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await flight.leave()
+
+    async def _again(self, request: Request, answer: Answer, kept: str) -> Events:
+        """What is on the shelf, moderated again, booked and then told."""
+        assert self.shelf is not None
+        again = self._ways.moderation.answer(lambda _: _cached(_replayed(answer.replay())))
+        events = [event async for event in again(request)]
+        end = events[-1]
+        assert isinstance(end, Finish), "a moderated answer ended without an end"
+        hit = await Hit.of(self._ways.books, request, Taken(end.usage, answer.pictures, end.reason))
+        decision = await self._ways.books.limiter.admit("", hit.claims) if hit.claims else None
+        if decision is not None and decision.refused is not None:
+            raise refusal_of(decision)
+        headers = await hit.book(decision.standings if decision else ())
+        age = ("age", str(int(self.shelf.age(answer))))
+        async for event in _told(_replayed(events), (*HIT, age, *headers), kept):
+            yield event
+
+    async def _answer(self, flight: Flight) -> Answer | None:
+        """What has come, as it is kept; None for what is not to be given again."""
+        assert self.shelf is not None
+        request = flight.request
+        events = [_bare(event) for event in flight.events if not isinstance(event, Progress)]
+        ends = [event for event in events if isinstance(event, Finish)]
+        if len(ends) != request.choices or not {end.reason for end in ends} <= _LASTING:
+            return None
+        completion = await fold(_replayed(events))
+        said = [[each.reasoning, each.text, *(call.arguments for call in each.calls)] for each in completion.choices]
+        body = self._ways.encode(request, replace(completion, usage=as_cached(completion.usage)))
+        return Answer(
+            made_at=self.shelf.now_ms(),
+            usage=completion.usage,
+            pictures=pictures_of(request),
+            finish=ends[-1].reason,
+            text="\n".join(text for texts in said for text in texts if text),
+            events=Raw(msgspec.msgpack.encode(_together(events))),
+            id=request.id,
+            created=request.created,
+            bodies={form_of(request): body},
+        )
+
+
+async def _told(events: Events, headers: Headers, kept: str = "") -> Events:
+    """The same, saying in its head what the cache had to do with it, and under what name it is kept."""
+    async with aclosing(events) as told:
+        async for event in told:
+            if isinstance(event, Started):
+                event = replace(event, headers=event.headers + headers, kept=kept)
+            yield event
+
+
+async def _cached(events: Events) -> Events:
+    """Another request's answer: without its headers, and with nothing computed."""
+    async with aclosing(events) as told:
+        async for event in told:
+            bare = _bare(event)
+            yield replace(bare, usage=as_cached(bare.usage)) if isinstance(bare, Started | Finish) else bare
+
+
+async def _replayed(events: Sequence[Event]) -> Events:
+    for event in events:
+        yield event
+
+
+def _bare(event: Event) -> Event:
+    return replace(event, headers=()) if isinstance(event, Started | Finish) else event
+
+
+def _together(events: Sequence[Event]) -> list[Event]:
+    """The same with as few events as say it."""
+    made: list[Event] = []
+    for event in events:
+        both = joined(made[-1], event) if made and _same_choice(made[-1], event) else None
+        if both is None:
+            made.append(event)
+        else:
+            made[-1] = both
+    return made
+
+
+def _same_choice(one: Event, other: Event) -> bool:
+    ends = Started | Finish
+    return not isinstance(one, ends) and not isinstance(other, ends) and one.index == other.index

@@ -46,6 +46,12 @@ class Gathered:
         """Whether all of it lies in the request itself: what a URL or a file's id leads to is another day's."""
         return all(isinstance(medium.asked.source, bytes) for found in self._media for medium in found)
 
+    @property
+    def size(self) -> int:
+        """Bytes that `looks` has to read."""
+        contents = (medium.content for found in self._media for medium in found if not medium.sha256)
+        return sum(len(content) for content in contents if isinstance(content, bytes))
+
     def looks(self) -> list[object]:
         """What tells these media, as the model is shown them, from any others: plain values. Reads them all."""
         if self._renderer is None:

@@ -71,6 +71,8 @@ class Started(Struct, frozen=True, tag="started", array_like=True):
     headers: Headers = ()
     replays: First | None = None
     """Set where this is not an answer of its own, but one that was given before."""
+    kept: str = ""
+    """The name under which the answer is found again, if it is as lasting as the request itself."""
 
 
 class TextDelta(Struct, frozen=True, tag="text", array_like=True):

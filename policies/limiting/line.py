@@ -13,6 +13,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+__all__ = ["Line", "Lost", "Patience", "ResponseError"]
+
 AT_ONCE = 32
 """Calls under way. More would wait in Redis for each other, and that is no slowness of its."""
 QUEUE_S = 1.0
@@ -58,7 +60,7 @@ class Line:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._lost, self._losses = "", 0
 
-    async def call(self, patience: Patience, *words: str | int) -> object:
+    async def call(self, patience: Patience, *words: str | bytes | int) -> object:
         """The reply to a command, connecting included.
 
         Raises Lost, and ResponseError where Redis refuses. A command that is out stays so when its caller is cancelled.
@@ -84,7 +86,7 @@ class Line:
         for task in (await asyncio.wait(self._closing, timeout=CLOSING_S))[1] if self._closing else ():
             task.cancel()
 
-    async def _answer(self, patience: Patience, words: tuple[str | int, ...]) -> object:
+    async def _answer(self, patience: Patience, words: tuple[str | bytes | int, ...]) -> object:
         task = asyncio.create_task(self._exchange(words))
         self._calls.add(task)
         task.add_done_callback(self._ended)
@@ -95,7 +97,7 @@ class Line:
             raise Lost(self._lost)
         return task.result()
 
-    async def _exchange(self, words: tuple[str | int, ...]) -> object:
+    async def _exchange(self, words: tuple[str | bytes | int, ...]) -> object:
         connection = await self._connected()
         reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._replies.append(reply)  # with nothing between this and the writing, so that the orders agree

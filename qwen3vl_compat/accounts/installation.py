@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Engine, insert, select
 
 from qwen3vl_compat.accounts.migrations import upgrade
 from qwen3vl_compat.accounts.schema import DatabaseUnusable, Place
@@ -85,6 +85,12 @@ def check(connection: Connection, state_dir: Path, currency: str, place: Place) 
             f"in its place or named in ledger.url, or this is another installation's state folder; put right which is "
             f"wrong, or remove {marker} to go on with this database."
         )
+
+
+def secret_of(database: Engine) -> bytes:
+    """What only this installation's processes know: the id that stands in its database, and nowhere else but here."""
+    with database.connect() as connection:
+        return connection.execute(select(installation.c.id)).scalar_one().encode()
 
 
 def _known(state_dir: Path) -> str | None:

@@ -4,6 +4,7 @@ A word with the white space before it is one token, so is a tag; a picture costs
 """
 
 import asyncio
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +72,8 @@ class ScriptedEngine:
 
     def models(self) -> tuple[ModelInfo, ...]:
         """The one name it answers to."""
-        return (ModelInfo(id=self._name, created=0, context=self._context, max_output=self._context),)
+        digest = hashlib.sha256(repr([(each.pattern, answer) for each, answer in self._script]).encode()).hexdigest()
+        return (ModelInfo(id=self._name, created=0, context=self._context, max_output=self._context, digest=digest),)
 
     def collect(self) -> Iterable[Metric]:
         """Nothing to tell."""

@@ -21,13 +21,16 @@ from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Us
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.policies import Generate
+from qwen3vl_compat.policies.cache import Cache
 from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.limiting import Claim, make_limiter
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
+from qwen3vl_compat.server.freshness import freshness_of
 from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.settings import Settings
+from qwen3vl_compat.wire import generate_content, openai_chat
 
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
@@ -38,6 +41,7 @@ class Service:
     """What the routes share: the chain of policies with the engine behind it, and the server's state."""
 
     generate: Generate
+    cache: Cache
     prepared: Callable[[Request], AbstractAsyncContextManager[Request]]
     sandbox: Sandbox
 
@@ -94,12 +98,19 @@ class Service:
         if self.files is not None:
             await self.files.close()
         await self.engine.close()
+        await self.cache.close()
         await self.close_books()
 
     @property
     def ready(self) -> bool:
         """Whether a request sent now is likely to be served."""
         return self.engine.alive and self.ledger.writable and not self.lifecycle.draining
+
+
+def encode_whole(request: Request, completion: Completion) -> bytes:
+    """A whole answer on the request's wire."""
+    wire = generate_content if request.wire == "google" else openai_chat
+    return wire.encode_completion(request, completion)
 
 
 async def whole_answer(
@@ -193,7 +204,9 @@ def _known(service: Service, exchange: Exchange, request: Request) -> Request:
         message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
         raise NotFound(message, param="model", code="model_not_found")
     exchange.model = request.model
-    return replace(request, caller=exchange.caller, wire="google" if exchange.google else "openai")
+    freshness = freshness_of(exchange.headers.get("cache-control"))
+    wire = "google" if exchange.google else "openai"
+    return replace(request, caller=exchange.caller, wire=wire, freshness=freshness)
 
 
 def served(service: Service, exchange: Exchange) -> list[ModelInfo]:

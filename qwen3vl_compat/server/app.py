@@ -11,8 +11,10 @@ from litestar.exceptions import HTTPException, MethodNotAllowedException
 from litestar.types import ASGIApp
 from sqlalchemy.exc import SQLAlchemyError
 
+from qwen3vl_compat import __version__
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.database import is_lost
+from qwen3vl_compat.accounts.installation import secret_of
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFound
 from qwen3vl_compat.media.fetch import Fetcher
@@ -20,7 +22,8 @@ from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
 from qwen3vl_compat.policies import Unmoderated, chain
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping
-from qwen3vl_compat.policies.cache import Cache
+from qwen3vl_compat.policies.cache import Cache, Ways
+from qwen3vl_compat.policies.caching import Shelf, make_store
 from qwen3vl_compat.policies.media import MediaPolicy
 from qwen3vl_compat.policies.metering import Metering
 from qwen3vl_compat.policies.sources import Fetch, Sources
@@ -34,13 +37,19 @@ from qwen3vl_compat.server import (
     upload_routes,
     usage_routes,
 )
-from qwen3vl_compat.server.answer import Service
+from qwen3vl_compat.server.answer import Service, encode_whole
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.door import OPEN_PATHS, door, failures, no_database
 from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.guard import METRICS, Guard
 from qwen3vl_compat.settings import Settings
+
+
+def make_shelf(settings: Settings, accounts: Accounts) -> Shelf | None:
+    """Where answers are kept, if they are; raises SettingsError."""
+    store = make_store(settings.cache)
+    return None if store is None else Shelf(store, secret_of(accounts.database), settings.cache)
 
 
 class NoFiles:
@@ -86,11 +95,19 @@ def build_service(
     service.prepared = policy.prepared
     books = Bookkeeping(service.ledger, service.limiter, accounts.terms, accounts.price, settings.ledger.currency)
     moderation = Unmoderated()
+    metering = Metering(books, engine.count, engine.room, engine.check)
+    models = {model.id: model for model in engine.models()}
+
+    def model_of(name: str) -> str:
+        return " ".join((__version__, models[name].revision, models[name].digest))
+
+    ways = Ways(policy.gathered, moderation, metering, books, model_of, encode_whole)
+    service.cache = Cache(ways, make_shelf(settings, accounts))
     service.generate = chain(
         engine.generate,
-        cache=Cache(policy.gathered, moderation),
+        cache=service.cache,
         moderation=moderation,
-        metering=Metering(books, engine.count, engine.room, engine.check),
+        metering=metering,
         bounds=service.lifecycle.bounded,
         idempotency=service.idempotency.once,
     )

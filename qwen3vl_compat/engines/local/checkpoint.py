@@ -1,7 +1,9 @@
 """A checkpoint folder or hub name to its parts: everything but the weights is read and checked here."""
 
+import hashlib
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from qwen3vl_compat.tokens import Vocabulary
 
 ARCHITECTURES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
 """`model_type` in config.json -> the transformers class that runs it."""
+SAMPLES, PIECE = 64, 2**16
+"""Pieces of a large file that are read to know it, and their bytes."""
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt"]
 
 
@@ -181,3 +185,19 @@ def _check_weights(folder: Path) -> None:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise EngineUnusable(f"The model folder {folder} lacks the weights {missing[0]} (safetensors only).")
+
+
+def digest_of(folder: Path, *more: str) -> str:
+    """A name for what a checkpoint and `more` make of a prompt, hexadecimal digits.
+
+    Of the small files all counts, of the weights their sizes and SAMPLES pieces: whoever trains changes them all.
+    """
+    digest = hashlib.sha256(repr((more, version("torch"), version("transformers"))).encode())
+    for file in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as held:
+            for start in range(0, size, max(PIECE, size // SAMPLES)):
+                held.seek(start)
+                digest.update(held.read(PIECE))
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ from prometheus_client.metrics_core import Metric
 from qwen3vl_compat.demo import MODEL
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.local.answer import Answer
-from qwen3vl_compat.engines.local.checkpoint import Checkpoint, read_checkpoint
+from qwen3vl_compat.engines.local.checkpoint import Checkpoint, digest_of, read_checkpoint
 from qwen3vl_compat.engines.local.compiling import Compiler
 from qwen3vl_compat.engines.local.dialect import Dialect, Tags
 from qwen3vl_compat.engines.local.grammar import grammars_of
@@ -61,6 +61,7 @@ class LocalEngine:
             context=checkpoint.context,
             max_output=checkpoint.context,
             revision=checkpoint.revision,
+            digest=digest_of(checkpoint.folder, repr(self._settings)),
         )
         self._worker: Worker | None = None
         self._failure: EngineUnusable | None = None
