@@ -44,6 +44,13 @@ class Moderation(Protocol):
         """The same verb; an answer that may not be given on ends."""
         ...
 
+    def instant(self, tenant: str) -> Callable[[str], bool] | None:
+        """Whether a whole answer may be given on, where that is told at once and always the same; None elsewhere.
+
+        It is another function after every change of what holds for the tenant's words.
+        """
+        ...
+
 
 class Unmoderated:
     """Nothing is said about anything."""
@@ -59,6 +66,14 @@ class Unmoderated:
     def answer(self, generate: Generate) -> Generate:
         """As it is."""
         return generate
+
+    def instant(self, tenant: str) -> Callable[[str], bool]:
+        """It may."""
+        return _always
+
+
+def _always(text: str) -> bool:
+    return True
 
 
 def chain(

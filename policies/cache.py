@@ -20,10 +20,11 @@ from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Pr
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Moderation
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping, pictures_of
-from qwen3vl_compat.policies.caching import Answer, Shelf
+from qwen3vl_compat.policies.caching import SEAL, Answer, Shelf, key_of
 from qwen3vl_compat.policies.caching.flight import Flight
 from qwen3vl_compat.policies.caching.naming import deterministic, form_of, material_of
 from qwen3vl_compat.policies.hits import Hit, Taken, as_cached
+from qwen3vl_compat.policies.limiting import Claim, Decision, Look
 from qwen3vl_compat.policies.limiting.verdict import refusal_of
 from qwen3vl_compat.policies.media import Gathered
 
@@ -61,8 +62,9 @@ class Ways(Struct, frozen=True):
 class Cache:
     """The policy. Its methods are called from one asyncio loop."""
 
-    def __init__(self, ways: Ways, shelf: Shelf | None) -> None:
-        self._ways, self.shelf = ways, shelf
+    def __init__(self, ways: Ways, shelf: Shelf | None, *, together: bool = False) -> None:
+        """`together` says that the shelf is in the limiter's Redis: one call asks both."""
+        self._ways, self.shelf, self._together = ways, shelf, together
         self._flights: dict[str, Flight] = {}
         self._landing: set[asyncio.Task[None]] = set()
 
@@ -78,6 +80,34 @@ class Cache:
                         yield event
 
         return inside
+
+    async def look(self, name: str) -> tuple[bytes, Taken] | None:
+        """The seal of the answer of that name, and what it takes of limits and money."""
+        assert self.shelf is not None
+        value = await self.shelf.store.get(name)
+        answer = value and self.shelf.open(name, value)
+        return (value[:SEAL], Taken(answer.usage, answer.pictures, answer.finish)) if value and answer else None
+
+    async def admit(self, claims: Sequence[Claim], more: Sequence[Claim], name: str, seal: bytes) -> Decision:
+        """Note the claims, and with the answer of that name and seal, which comes along, `more`: all or none."""
+        assert self.shelf is not None
+        limiter = self._ways.books.limiter
+        if self._together:
+            return await limiter.admit_stored(claims, more, Look(key=key_of(name), seal=seal))
+        value = await self.shelf.store.get(name)
+        found = value is not None and value.startswith(seal)
+        wanted = [*claims, *more] if found else claims
+        decision = await limiter.admit("", wanted) if wanted else Decision(standings=())
+        return replace(decision, stored=value) if found and decision.refused is None else decision
+
+    def open(self, name: str, value: bytes) -> Answer | None:
+        """What is kept in a value of that name."""
+        return self.shelf and self.shelf.open(name, value)
+
+    def age(self, answer: Answer) -> float:
+        """Seconds since an answer was made."""
+        assert self.shelf is not None
+        return self.shelf.age(answer)
 
     async def close(self) -> None:
         """Let what is just being kept be kept."""

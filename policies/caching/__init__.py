@@ -42,6 +42,14 @@ class Answer(Struct, frozen=True, array_like=True, kw_only=True):
         """Its events."""
         return msgspec.msgpack.decode(self.events, type=tuple[Event, ...])
 
+    def body(self, form: str, request: str, created: int) -> bytes:
+        """The whole answer as it goes out to another request, by its id.
+
+        Ids are random, so that no text holds one; and `created` stands before all text.
+        """
+        body = self.bodies[form].replace(self.id.encode(), request.encode())
+        return body.replace(b'"created":%d,' % self.created, b'"created":%d,' % created, 1)
+
 
 class Store(Protocol):
     """Keeps values by name for a while. None of these raises: what cannot be had is not there."""
@@ -112,6 +120,11 @@ class Shelf:
         mark = hashlib.blake2b(name.encode(), key=self._secret, digest_size=SEAL)
         mark.update(value)
         return mark.digest()
+
+
+def key_of(name: str) -> str:
+    """The key of a value in Redis, behind the limits' prefix: a script that looks for one decides about limits too."""
+    return f"answer:{name}"
 
 
 def make_store(settings: CacheSettings) -> Store | None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 
+from qwen3vl_compat.policies.caching import key_of
 from qwen3vl_compat.policies.limiting.line import Line, Lost, Patience, ResponseError
 from qwen3vl_compat.policies.limiting.shared import PREFIX
 from qwen3vl_compat.settings import CacheSettings
@@ -57,8 +58,3 @@ class RedisStore:
             log.warning("answers cannot be kept in Redis now (%s)", why)
         self._lost = lost or self._lost
         self._again_at = asyncio.get_running_loop().time() + AGAIN_S
-
-
-def key_of(name: str) -> str:
-    """The key of a value, behind the limits' PREFIX: a script that looks for one decides about limits too."""
-    return f"answer:{name}"

@@ -61,11 +61,20 @@ class Standing(Struct, frozen=True, kw_only=True):
     reset: float
 
 
+class Look(Struct, frozen=True, kw_only=True):
+    """A stored answer, by its key in Redis, and the seal that it has to bear: its first bytes."""
+
+    key: str
+    seal: bytes
+
+
 class Decision(Struct, frozen=True, kw_only=True):
     """Whether all claims fit; `refused` is the first that did not, and `standings` are in the order of the claims."""
 
     standings: tuple[Standing, ...]
     refused: Standing | None = None
+    stored: bytes | None = None
+    """The answer that was looked for, if it is there and all fits."""
 
 
 Seed = Callable[[Claim, int], Awaitable[int]]
@@ -82,6 +91,10 @@ class Limiter(Protocol):
 
         Places are taken only under a name.
         """
+        ...
+
+    async def admit_stored(self, claims: Sequence[Claim], more: Sequence[Claim], look: "Look") -> Decision:
+        """As `admit` without a name; a stored answer comes along if it is there, and for it `more` are noted too."""
         ...
 
     async def settle(self, name: str, amounts: Sequence[int]) -> None:

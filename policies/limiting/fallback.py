@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 
-from qwen3vl_compat.policies.limiting import HELD_S, Claim, Decision
+from qwen3vl_compat.policies.limiting import HELD_S, Claim, Decision, Look
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
 from qwen3vl_compat.policies.limiting.shared import RedisLimiter, Settlement, gauges_of
 
@@ -83,6 +83,15 @@ class FallbackLimiter:
             else:
                 return self._keep(name, claims, decision, shared=True)
         return self._keep(name, claims, await self._local.admit(name, claims), shared=False)
+
+    async def admit_stored(self, claims: Sequence[Claim], more: Sequence[Claim], look: Look) -> Decision:
+        """As `admit` without a name; the answer is not there while Redis is lost."""
+        if not self._lost:
+            try:
+                return await self._shared.admit_stored(claims, more, look)
+            except Exception as failure:
+                self._lose(failure)
+        return await self._local.admit("", claims)
 
     async def settle(self, name: str, amounts: Sequence[int]) -> None:
         held = self._held.pop(name, None)

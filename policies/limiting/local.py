@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from msgspec import Struct
 
-from qwen3vl_compat.policies.limiting import Claim, Decision, Seed
+from qwen3vl_compat.policies.limiting import Claim, Decision, Look, Seed
 from qwen3vl_compat.policies.limiting.seeding import Seeds
 
 SWEPT = 1024
@@ -63,6 +63,10 @@ class LocalLimiter:
         if len(self._counts) > self._sweep_at:
             self._sweep(now)
         return self._decide(name, claims, now)  # nothing else runs on the loop from the last look to the note
+
+    async def admit_stored(self, claims: Sequence[Claim], more: Sequence[Claim], look: Look) -> Decision:
+        """Nothing is stored here."""
+        return await self.admit("", claims)
 
     async def settle(self, name: str, amounts: Sequence[int]) -> None:
         hold = self._holds.pop(name, None)

@@ -41,11 +41,17 @@ end
 ADMIT = Script(
     _COMMON
     + """
--- KEYS: the hold, then each claim's counter. ARGV: now or nothing, lease, name or nothing, then for each claim its
+-- KEYS: the hold, then each claim's counter, then perhaps a stored answer. ARGV: now or nothing, lease, name or
+-- nothing, the seal that the answer has to bear or nothing, how many claims there are without it, then of each its
 -- period, limit and amount, what the ledger told ('' if it was not asked) and of the window since when ('' if of any).
 -- Times are in milliseconds. Returns 0, the number of the first claim refused, or -1; now; and what is used of each
--- counter, or, after -1, the numbers of the claims whose counters the ledger has to tell.
+-- counter, or, after -1, the numbers of the claims whose counters the ledger has to tell; and the answer or nothing.
 local name, born = ARGV[3], time[1] .. time[2]
+local seal, most, stored = ARGV[4], #KEYS - 1, false
+if seal ~= '' then
+  stored, most = redis.pcall('GET', KEYS[#KEYS]), most - 1
+  if type(stored) ~= 'string' or string.sub(stored, 1, #seal) ~= seal then stored, most = false, tonumber(ARGV[5]) end
+end
 local held = name ~= '' and type(redis.pcall('GET', KEYS[1])) == 'string'
 local claims, counters, missing = {}, {}, {}
 
@@ -56,8 +62,8 @@ local function places(key)
   return 0
 end
 
-for i = 1, #KEYS - 1 do
-  local at = 4 + (i - 1) * 5
+for i = 1, most do
+  local at = 6 + (i - 1) * 5
   local claim = {key = KEYS[i + 1], period = tonumber(ARGV[at]), amount = tonumber(ARGV[at + 2])}
   claim.limit = tonumber(ARGV[at + 1])
   local start = claim.period > 0 and now - now % claim.period
@@ -115,6 +121,7 @@ if name ~= '' and not held and refused == 0 then redis.call('SET', KEYS[1], cmsg
 
 local answer = {refused, now}
 for _, claim in ipairs(claims) do answer[#answer + 1] = claim.counter.used end
+if stored and refused == 0 then answer[#answer + 1] = stored end
 return answer
 """
 )

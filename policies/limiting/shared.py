@@ -5,12 +5,12 @@ All keys have one hash tag, so that a script finds them on one node of a cluster
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import cast
 
-import msgspec
 from msgspec import Struct
 from redis.exceptions import NoScriptError, ResponseError
 
-from qwen3vl_compat.policies.limiting import HELD_S, Claim, Decision, Seed
+from qwen3vl_compat.policies.limiting import HELD_S, Claim, Decision, Look, Seed
 from qwen3vl_compat.policies.limiting.line import Line, Lost, Patience
 from qwen3vl_compat.policies.limiting.scripts import ADMIT, RENEW, SETTLE, Script
 from qwen3vl_compat.policies.limiting.seeding import Seeds
@@ -19,6 +19,15 @@ PREFIX = "qwen3vl:{limits}:"
 OPENING_S = 1.0
 """Connecting may take this long when no request waits for it."""
 PROBE = Claim(scope="probe", kind="requests", period=60, limit=2**53, amount=1)
+
+
+class Asked(Struct, frozen=True):
+    """What is to be decided: all of the claims, or the first so many of them where a stored answer is not there."""
+
+    name: str
+    claims: Sequence[Claim]
+    look: Look | None = None
+    least: int = 0
 
 
 class Settlement(Struct, frozen=True):
@@ -54,18 +63,26 @@ class RedisLimiter:
         await self._line.close()
 
     async def admit(self, name: str, claims: Sequence[Claim]) -> Decision:
-        patience, told = Patience(self._wait), dict[int, tuple[int, int]]()
+        decision = await self._decide(Asked(name, claims))
+        if name and decision.refused is None:
+            self.adopt(name, claims)
+        return decision
+
+    async def admit_stored(self, claims: Sequence[Claim], more: Sequence[Claim], look: Look) -> Decision:
+        """Note all of `claims` or none, and bring a stored answer along if it is there, for which there are `more`."""
+        return await self._decide(Asked("", (*claims, *more), look, len(claims)))
+
+    async def _decide(self, asked: "Asked") -> Decision:
+        patience, told, claims = Patience(self._wait), dict[int, tuple[int, int]](), asked.claims
         while True:
-            verdict, now, *found = await self._ask(patience, name, claims, told)
+            verdict, now, found, stored = await self._ask(patience, asked, told)
             if verdict >= 0:
                 break
             for number in found:
                 start = claims[number - 1].start(now)
                 told[number] = await self._seeds.of(claims[number - 1], start), start
-        standings = tuple(claim.standing(claim.limit - used, now) for claim, used in zip(claims, found, strict=True))
-        if name and not verdict:
-            self.adopt(name, claims)
-        return Decision(standings=standings, refused=standings[verdict - 1] if verdict else None)
+        standings = tuple(claim.standing(claim.limit - used, now) for claim, used in zip(claims, found, strict=False))
+        return Decision(standings=standings, refused=standings[verdict - 1] if verdict else None, stored=stored)
 
     async def settle(self, name: str, amounts: Sequence[int]) -> None:
         await self.deliver(self.settlement(name, amounts))
@@ -103,25 +120,31 @@ class RedisLimiter:
             await self._call(Patience(self._wait), "DEL", *(f"{PREFIX}{name}:{start}" for name, start in counters))
 
     async def _ask(
-        self, patience: Patience, name: str, claims: Sequence[Claim], told: dict[int, tuple[int, int]]
-    ) -> list[int]:
-        """What the script answers, once it has the form that it should."""
-        words: list[str | int] = [name]
+        self, patience: Patience, asked: "Asked", told: dict[int, tuple[int, int]]
+    ) -> tuple[int, int, list[int], bytes | None]:
+        """What the script answers, once it has the form that it should: verdict, now, numbers, the stored answer."""
+        claims, look = asked.claims, asked.look
+        words: list[str | bytes | int] = [asked.name, look.seal if look else "", asked.least]
         for number, claim in enumerate(claims, 1):
             usual = ("", "") if self._seeds.tell_of(claim.period) else (0, "")
             words += [1000 * claim.period, claim.limit, claim.amount, *told.get(number, usual)]
-        answer = await self._run(patience, ADMIT, [f"hold:{name}", *(claim.counter for claim in claims)], words)
-        verdict, found = (answer[0], answer[2:]) if len(answer) > 1 else (-2, [])
+        keys = [f"hold:{asked.name}", *(claim.counter for claim in claims)]
+        answer = await self._run(patience, ADMIT, keys if look is None else [*keys, look.key], words)
+        stored = answer.pop() if look and answer and isinstance(answer[-1], bytes) else None
+        if len(answer) < 2 or not all(isinstance(each, int) for each in answer):
+            raise Lost("it answers what was not asked")
+        verdict, now, *found = cast("list[int]", answer)
         numbers = range(1, len(claims) + 1)
         if verdict == -1 and found and all(number in numbers for number in found):
-            return answer
-        if len(found) != len(claims) or verdict not in (0, *numbers):
+            return verdict, now, found, None
+        counted = len(claims) if look is None or stored is not None else None
+        if len(found) not in {counted or asked.least, len(claims)} or verdict not in (0, *numbers):
             raise Lost("it answers what was not asked")
-        return answer
+        return verdict, now, found, stored
 
     async def _run(
-        self, patience: Patience, script: Script, keys: Sequence[str], words: Sequence[str | int]
-    ) -> list[int]:
+        self, patience: Patience, script: Script, keys: Sequence[str], words: Sequence[str | bytes | int]
+    ) -> list[object]:
         """A script's answer; Redis is sent the script where it does not know it."""
         now = "" if self._clock is None else int(self._clock() * 1000)
         rest = (len(keys), *(PREFIX + key for key in keys), now, 1000 * HELD_S, *words)
@@ -131,10 +154,9 @@ class RedisLimiter:
             answer = await self._call(patience, "EVAL", script.text, *rest)
         except ResponseError as refusal:
             raise Lost(str(refusal)) from None
-        try:
-            return msgspec.convert(answer, list[int])
-        except msgspec.ValidationError:
-            raise Lost("it answers what was not asked") from None
+        if not isinstance(answer, list):
+            raise Lost("it answers what was not asked")
+        return cast("list[object]", answer)
 
     async def _call(self, patience: Patience, *words: str | int) -> object:
         try:

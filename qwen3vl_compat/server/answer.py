@@ -20,7 +20,8 @@ from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Ov
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import ModelInfo, Request
-from qwen3vl_compat.policies import Generate
+from qwen3vl_compat.policies import Generate, Moderation
+from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.cache import Cache
 from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.limiting import Claim, make_limiter
@@ -29,6 +30,7 @@ from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.freshness import freshness_of
 from qwen3vl_compat.server.lifecycle import Lifecycle
+from qwen3vl_compat.server.repeats import Repeats
 from qwen3vl_compat.settings import Settings
 from qwen3vl_compat.wire import generate_content, openai_chat
 
@@ -42,12 +44,15 @@ class Service:
 
     generate: Generate
     cache: Cache
+    books: Bookkeeping
+    moderation: Moderation
     prepared: Callable[[Request], AbstractAsyncContextManager[Request]]
     sandbox: Sandbox
 
     def __init__(self, settings: Settings, engine: Engine, accounts: Accounts, files: Files | None = None) -> None:
         """`files` are uploaded ones, where there are any. Raises SettingsError."""
         self.settings, self.engine, self.accounts, self.files = settings, engine, accounts, files
+        self.repeats = Repeats(self)
         self.lifecycle = Lifecycle()
         self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
         self.ledger = Ledger(
@@ -119,7 +124,10 @@ async def whole_answer(
     """Generate to the end, then answer; a client that leaves ends the generation."""
     completion = await unless_gone(fold(_events(service, exchange, request)), receive)
     request = _as_answered(exchange, request)
-    return Response(encode(request, completion), media_type="application/json", headers=_headers(exchange, request))
+    ignored = _ignored(request)
+    await service.repeats.learn(exchange, request, ignored)
+    headers = exchange.answer_headers | ignored
+    return Response(encode(request, completion), media_type="application/json", headers=headers)
 
 
 async def streamed_answer(
@@ -130,7 +138,7 @@ async def streamed_answer(
     first = await unless_gone(_first(events), receive)
     request = _as_answered(exchange, request)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    headers |= _headers(exchange, request)
+    headers |= exchange.answer_headers | _ignored(request)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -191,7 +199,7 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
     async with aclosing(service.generate(request)) as events:
         async for event in events:
             if isinstance(event, Started):
-                exchange.replays = event.replays
+                exchange.replays, exchange.kept = event.replays, event.kept
             if isinstance(event, Started | Finish):
                 exchange.tokens = f"{event.usage.prompt}+{event.usage.completion}"
                 exchange.answer_headers |= dict(event.headers)
@@ -205,8 +213,7 @@ def _known(service: Service, exchange: Exchange, request: Request) -> Request:
         raise NotFound(message, param="model", code="model_not_found")
     exchange.model = request.model
     freshness = freshness_of(exchange.headers.get("cache-control"))
-    wire = "google" if exchange.google else "openai"
-    return replace(request, caller=exchange.caller, wire=wire, freshness=freshness)
+    return replace(request, caller=exchange.caller, wire=exchange.wire, freshness=freshness)
 
 
 def served(service: Service, exchange: Exchange) -> list[ModelInfo]:
@@ -260,9 +267,10 @@ def _as_answered(exchange: Exchange, request: Request) -> Request:
     return request if first is None else replace(request, id=first.id, created=first.created)
 
 
-def _headers(exchange: Exchange, request: Request) -> dict[str, str]:
+def _ignored(request: Request) -> dict[str, str]:
+    """The header that names fields without effect."""
     if not request.ignored:
-        return exchange.answer_headers
+        return {}
     names = (name.encode("ascii", "replace").decode()[:80].strip() for name in request.ignored[:20])
     ignored = ", ".join(name for name in names if name and name.isprintable())
-    return exchange.answer_headers | {"x-ignored-fields": ignored}
+    return {"x-ignored-fields": ignored}

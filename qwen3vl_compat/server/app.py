@@ -93,8 +93,10 @@ def build_service(
     room = Room(int(media.memory * 2**30))
     policy = MediaPolicy(engine.vision, context, service.sandbox, room, accounts.media_limits, sources)
     service.prepared = policy.prepared
-    books = Bookkeeping(service.ledger, service.limiter, accounts.terms, accounts.price, settings.ledger.currency)
-    moderation = Unmoderated()
+    service.books = books = Bookkeeping(
+        service.ledger, service.limiter, accounts.terms, accounts.price, settings.ledger.currency
+    )
+    service.moderation = moderation = Unmoderated()
     metering = Metering(books, engine.count, engine.room, engine.check)
     models = {model.id: model for model in engine.models()}
 
@@ -102,7 +104,8 @@ def build_service(
         return " ".join((__version__, models[name].revision, models[name].digest))
 
     ways = Ways(policy.gathered, moderation, metering, books, model_of, encode_whole)
-    service.cache = Cache(ways, make_shelf(settings, accounts))
+    together = bool(settings.cache.redis) and settings.cache.redis == settings.limits.redis
+    service.cache = Cache(ways, make_shelf(settings, accounts), together=together)
     service.generate = chain(
         engine.generate,
         cache=service.cache,
@@ -161,7 +164,7 @@ def build_app(service: Service) -> ASGIApp:
     """The whole application, as a server runs it; raises SettingsError."""
     open_paths = OPEN_PATHS | ({METRICS} if service.settings.server.open_metrics else set[str]())
     guard = Guard(service.settings, service.accounts, service.limiter)
-    return door(build_routes(service), guard, open_paths)
+    return door(build_routes(service), guard, service.repeats, open_paths)
 
 
 def _encoded(request: Http, error: ApiError, extra: dict[str, str] | None = None) -> Response[bytes]:

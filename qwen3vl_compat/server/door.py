@@ -13,9 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from qwen3vl_compat.accounts.books import UNREACHABLE
 from qwen3vl_compat.accounts.database import is_lost
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
+from qwen3vl_compat.server.body import Disconnected, read_json_body
 from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES, Head
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.guard import Guard
+from qwen3vl_compat.server.repeats import Repeats
 
 log = logging.getLogger("qwen3vl_compat.access")
 failures = logging.getLogger("qwen3vl_compat.failures")
@@ -46,7 +48,7 @@ def refusal(status: int, target: bytes, head: Head) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def door(app: ASGIApp, guard: Guard, open_paths: Set[str] = OPEN_PATHS) -> ASGIApp:
+def door(app: ASGIApp, guard: Guard, repeats: Repeats, open_paths: Set[str] = OPEN_PATHS) -> ASGIApp:
     """Wrap the application; nothing behind it runs for a request without a key, save on the open paths."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,9 +62,25 @@ def door(app: ASGIApp, guard: Guard, open_paths: Set[str] = OPEN_PATHS) -> ASGIA
             check_head(scope["headers"])
             if needs_key(exchange.path, open_paths):
                 exchange.unread = exchange.method in _WITH_BODY
-                await guard.admit(exchange, scope)
-                exchange.unread = False
+                claims = await guard.identify(exchange, scope)
+                if repeats.may_be(exchange):
+                    try:
+                        body = await read_json_body(exchange, receive, guard.settings)
+                    except ApiError:
+                        await guard.claim(exchange, claims)
+                        raise
+                    exchange.unread = False
+                    answer = await repeats.answer(exchange, body, claims)
+                    if answer is not None:
+                        await _send(200, {"content-type": "application/json"}, answer, tell)
+                        return
+                    receive = _again(body, receive)
+                else:
+                    await guard.claim(exchange, claims)
+                    exchange.unread = False
             await app(scope, receive, tell)
+        except Disconnected:
+            exchange.status = 499
         except ApiError as error:
             await _answer(exchange, error, tell)
         except SQLAlchemyError as error:
@@ -122,11 +140,24 @@ def _telling(exchange: Exchange, send: Send) -> Send:
 async def _answer(exchange: Exchange, error: ApiError, send: Send) -> None:
     if exchange.status:
         return
-    status, headers, body = exchange.encode(error)
+    await _send(*exchange.encode(error), send)
+
+
+async def _send(status: int, headers: dict[str, str], body: bytes, send: Send) -> None:
     headers |= {"content-length": str(len(body))}
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": encoded})
     await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What a client has sent already, and then what more it does."""
+    waiting: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def received() -> Any:
+        return waiting.pop() if waiting else await receive()
+
+    return received
 
 
 _QUIET = frozenset({"/livez", "/readyz", "/health", "/startupz"})

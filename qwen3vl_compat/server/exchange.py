@@ -36,8 +36,17 @@ class Exchange:
         self.model = self.tokens = "-"
         self.replays: First | None = None
         """The request whose answer is sent again."""
+        self.asked = b""
+        """A digest of all of the request, where it is one that may come again."""
+        self.kept = ""
+        """The name under which its answer is found again."""
         self.answer_headers: dict[str, str] = {}
         """What every answer to it says, an error too."""
+
+    @property
+    def wire(self) -> str:
+        """The API it came by."""
+        return "google" if self.google else "openai"
 
     def _speaks_google(self) -> bool:
         if self.path.startswith(("/v1beta", "/upload/")):

@@ -11,7 +11,7 @@ from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.errors import Forbidden, Unauthorized
 from qwen3vl_compat.messages import Caller
 from qwen3vl_compat.policies.limiting import Claim, Limiter
-from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
+from qwen3vl_compat.server.claims import claim
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.settings import Quotas, Settings, SettingsError, requests_of
 
@@ -28,7 +28,7 @@ class Guard:
 
     def __init__(self, settings: Settings, accounts: Accounts, limiter: Limiter) -> None:
         """Raises SettingsError when requests without a key would be served to the world by mistake."""
-        server = settings.server
+        self.settings = server = settings.server
         if server.anonymous_tenant and not server.anonymous_anywhere and not _is_loopback(server.host):
             raise SettingsError(
                 f"server.anonymous_tenant serves requests without a key, and {server.host} can be reached from "
@@ -41,12 +41,15 @@ class Guard:
         self._per_address = requests_of(settings.limits.ip)
         self._proxies = [ipaddress.ip_network(each) for each in server.trusted_proxies]
 
-    async def admit(self, exchange: Exchange, scope: Any) -> None:
-        """Note in the exchange who is calling; raises Unauthorized, Forbidden or RateLimited."""
+    async def identify(self, exchange: Exchange, scope: Any) -> list[Claim]:
+        """Note in the exchange who is calling; returns what is to be claimed before anything is done for them.
+
+        Raises Unauthorized, Forbidden or RateLimited.
+        """
         claims = _claims(f"ip:{self.address_of(scope)}", self._per_address)
         presented = exchange.presented
         if claims and presented is not None and not self._accounts.keys.remembers(presented):
-            await self._claim(exchange, claims)  # first, so that who guesses keys does not have them looked up for ever
+            await self.claim(exchange, claims)  # first, so that who guesses keys does not have them looked up for ever
             claims = []
         refusal: Unauthorized | Forbidden | None = None
         try:
@@ -58,16 +61,14 @@ class Guard:
                 claims += _claims(f"key:{exchange.key.public}", requests_of(exchange.key.limits.requests))
             if exchange.caller.tenant and not (exchange.key and exchange.key.admin):
                 claims += _claims(f"tenant:{exchange.caller.tenant}", requests_of(tenant_limits.requests))
-        await self._claim(exchange, claims)
         if refusal is not None:
+            await self.claim(exchange, claims)
             raise refusal
+        return claims
 
-    async def _claim(self, exchange: Exchange, claims: Sequence[Claim]) -> None:
-        if claims:
-            decision = await self._limiter.admit("", claims)
-            if decision.refused is not None:
-                raise refusal_of(decision)
-            exchange.answer_headers |= dict(headers_of(decision.standings))
+    async def claim(self, exchange: Exchange, claims: Sequence[Claim]) -> None:
+        """Claim what `identify` returned; raises RateLimited."""
+        await claim(self._limiter, exchange, claims)
 
     async def _identify(self, exchange: Exchange) -> tuple[Key | None, Quotas]:
         presented = exchange.presented

@@ -1,0 +1,150 @@
+"""Requests that came before, byte for byte: those whose answer is still kept are answered before anything is read.
+
+The first time a body is taken apart, checked and answered by the chain of policies, and what that came to is noted:
+the name of its answer. From then on the same bytes from the same tenant need no decoding. What may change is asked each
+time: the key and its scope, limits, budgets, prices, the tenant's rules for media and moderation, and whether the
+answer is still there. Whatever is not as it was goes the whole way again.
+"""
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from qwen3vl_compat.messages import Request
+from qwen3vl_compat.policies.caching.naming import form_of
+from qwen3vl_compat.policies.hits import Hit, Taken
+from qwen3vl_compat.policies.idempotency import NAME as IDEMPOTENCY
+from qwen3vl_compat.policies.limiting import Claim
+from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
+from qwen3vl_compat.server.body import announced_size
+from qwen3vl_compat.server.claims import claim
+from qwen3vl_compat.server.exchange import Exchange
+from qwen3vl_compat.server.freshness import NAME as FRESHNESS
+from qwen3vl_compat.settings import MediaLimits
+
+if TYPE_CHECKING:
+    from qwen3vl_compat.server.answer import Service
+
+LARGE = 2**17
+"""Bytes of a body beyond which it is not looked for."""
+KNOWN = 20_000
+"""Bodies that are remembered."""
+_OTHERWISE = frozenset({IDEMPOTENCY.lower(), FRESHNESS.lower(), "x-server-timeout", "content-encoding"})
+"""Headers that make a request another one."""
+Passes = Callable[[str], bool]
+
+
+class Known(Struct, frozen=True):
+    """An answer that is kept: the seal it bears, and what it takes of limits and money."""
+
+    seal: bytes
+    taken: Taken
+
+
+class Recipe(Struct):
+    """What the body of a request came to."""
+
+    name: str
+    model: str
+    form: str
+    headers: dict[str, str]
+    limits: MediaLimits
+    passes: Passes
+    known: Known | None = None
+
+
+class Repeats:
+    """Remembers bodies. Its methods are called from one asyncio loop."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service = service
+        self._recipes: OrderedDict[bytes, Recipe] = OrderedDict()
+
+    def may_be(self, exchange: Exchange) -> bool:
+        """Whether a request is of the kind that is looked for, as far as its head tells."""
+        size = announced_size(exchange)
+        return (
+            exchange.method == "POST"
+            and self._service.cache.shelf is not None
+            and _asks_for_a_whole_answer(exchange.path)
+            and size is not None
+            and size <= LARGE
+            and _OTHERWISE.isdisjoint(exchange.headers)
+        )
+
+    async def answer(self, exchange: Exchange, body: bytes, claims: Sequence[Claim]) -> bytes | None:
+        """The answer to a request whose body is this, booked, if it is kept; its claims are made either way.
+
+        Raises RateLimited and OutOfCredit.
+        """
+        exchange.asked = _digest(exchange, body)
+        recipe = self._recipes.get(exchange.asked)
+        if recipe is None or not await self._holds(recipe, exchange):
+            await claim(self._service.limiter, exchange, claims)
+            return None
+        service, now = self._service, int(time.time())
+        request = Request(
+            id=exchange.id, created=now, model=recipe.model, messages=(), caller=exchange.caller, wire=exchange.wire
+        )
+        assert recipe.known is not None
+        hit = await Hit.of(service.books, request, recipe.known.taken)
+        decision = await service.cache.admit(claims, hit.claims, recipe.name, recipe.known.seal)
+        if decision.refused is not None:
+            raise refusal_of(decision)
+        kept = service.cache.open(recipe.name, decision.stored) if decision.stored else None
+        if kept is None or recipe.form not in kept.bodies or not recipe.passes(kept.text):
+            recipe.known = None
+            exchange.answer_headers |= dict(headers_of(decision.standings[: len(claims)]))
+            return None
+        headers = await hit.book(decision.standings)
+        age = {"x-cache": "hit", "age": str(int(service.cache.age(kept)))}
+        exchange.answer_headers |= recipe.headers | dict(headers) | age
+        exchange.model, exchange.tokens = recipe.model, f"{kept.usage.prompt}+{kept.usage.completion}"
+        return kept.body(recipe.form, exchange.id, now)
+
+    async def learn(self, exchange: Exchange, request: Request, headers: dict[str, str]) -> None:
+        """Note what a request came to that was answered just now."""
+        service = self._service
+        passes = service.moderation.instant(exchange.caller.tenant)
+        if not exchange.asked or not exchange.kept or passes is None:
+            return
+        limits = await service.accounts.media_limits(exchange.caller.tenant)
+        recipe = Recipe(exchange.kept, request.model, form_of(request), headers, limits, passes)
+        self._recipes[exchange.asked] = recipe
+        if len(self._recipes) > KNOWN:
+            self._recipes.popitem(last=False)
+
+    async def _holds(self, recipe: Recipe, exchange: Exchange) -> bool:
+        """Whether all is as it was, as far as it can be told without asking for the answer; finds out what it takes."""
+        service, tenant = self._service, exchange.caller.tenant
+        if service.lifecycle.draining or not service.engine.alive:
+            return False
+        if exchange.key is not None and not exchange.key.may_call(recipe.model):
+            return False
+        if await service.accounts.media_limits(tenant) != recipe.limits:
+            return False
+        if service.moderation.instant(tenant) != recipe.passes:
+            return False
+        if recipe.known is None:
+            found = await service.cache.look(recipe.name)
+            recipe.known = found and Known(*found)
+        return recipe.known is not None
+
+
+def _asks_for_a_whole_answer(path: str) -> bool:
+    return path == "/v1/chat/completions" or (
+        path.startswith(("/v1beta/models/", "/v1/models/")) and path.endswith(":generateContent")
+    )
+
+
+def _digest(exchange: Exchange, body: bytes) -> bytes:
+    """What tells one request of a tenant from another."""
+    query = sorted((name, values) for name, values in exchange.query.items() if name != "key")
+    head = repr((exchange.caller.tenant, exchange.path, query, exchange.headers.get("content-type")))
+    digest = hashlib.sha256(head.encode())
+    digest.update(body)
+    return digest.digest()
