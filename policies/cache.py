@@ -232,7 +232,7 @@ class Cache:
             events=Raw(msgspec.msgpack.encode(_together(events))),
             id=request.id,
             created=request.created,
-            bodies={form_of(request): body},
+            bodies={form_of(request.wire, request): body},
         )
 
 

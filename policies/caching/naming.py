@@ -14,9 +14,9 @@ FORM = 1
 LARGE = 2**20
 
 
-def form_of(request: Request) -> str:
+def form_of(wire: str, request: Request) -> str:
     """What the bytes of a whole answer depend on beside all that."""
-    return request.wire if request.thinking.shown else f"{request.wire} without thoughts"
+    return wire if request.thinking.shown else f"{wire} without thoughts"
 
 
 def deterministic(request: Request) -> bool:

@@ -83,16 +83,16 @@ class Repeats:
         """
         exchange.asked = _digest(exchange, body)
         recipe = self._recipes.get(exchange.asked)
-        if recipe is None or not await self._holds(recipe, exchange):
+        known = recipe and await self._known(recipe, exchange)
+        if recipe is None or known is None:
             await claim(self._service.limiter, exchange, claims)
             return None
         service, now = self._service, int(time.time())
         request = Request(
             id=exchange.id, created=now, model=recipe.model, messages=(), caller=exchange.caller, wire=exchange.wire
         )
-        assert recipe.known is not None
-        hit = await Hit.of(service.books, request, recipe.known.taken)
-        decision = await service.cache.admit(claims, hit.claims, recipe.name, recipe.known.seal)
+        hit = await Hit.of(service.books, request, known.taken)
+        decision = await service.cache.admit(claims, hit.claims, recipe.name, known.seal)
         if decision.refused is not None:
             raise refusal_of(decision)
         kept = service.cache.open(recipe.name, decision.stored) if decision.stored else None
@@ -113,26 +113,27 @@ class Repeats:
         if not exchange.asked or not exchange.kept or passes is None:
             return
         limits = await service.accounts.media_limits(exchange.caller.tenant)
-        recipe = Recipe(exchange.kept, request.model, form_of(request), headers, limits, passes)
+        recipe = Recipe(exchange.kept, request.model, form_of(exchange.wire, request), headers, limits, passes)
+        if (before := self._recipes.get(exchange.asked)) is not None:
+            recipe.known = before.known
         self._recipes[exchange.asked] = recipe
         if len(self._recipes) > KNOWN:
             self._recipes.popitem(last=False)
 
-    async def _holds(self, recipe: Recipe, exchange: Exchange) -> bool:
-        """Whether all is as it was, as far as it can be told without asking for the answer; finds out what it takes."""
+    async def _known(self, recipe: Recipe, exchange: Exchange) -> Known | None:
+        """What the answer takes, if all is as it was as far as can be told without asking for it."""
         service, tenant = self._service, exchange.caller.tenant
-        if service.lifecycle.draining or not service.engine.alive:
-            return False
-        if exchange.key is not None and not exchange.key.may_call(recipe.model):
-            return False
-        if await service.accounts.media_limits(tenant) != recipe.limits:
-            return False
-        if service.moderation.instant(tenant) != recipe.passes:
-            return False
-        if recipe.known is None:
+        holds = (
+            not service.lifecycle.draining
+            and service.engine.alive
+            and (exchange.key is None or exchange.key.may_call(recipe.model))
+            and service.moderation.instant(tenant) == recipe.passes
+            and await service.accounts.media_limits(tenant) == recipe.limits
+        )
+        if holds and recipe.known is None:
             found = await service.cache.look(recipe.name)
             recipe.known = found and Known(*found)
-        return recipe.known is not None
+        return recipe.known if holds else None
 
 
 def _asks_for_a_whole_answer(path: str) -> bool:

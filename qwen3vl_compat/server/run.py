@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.engines import Engine
@@ -89,4 +90,5 @@ def serve(
 
     Raises EngineUnusable, LedgerUnavailable or StoreUnusable if one of these cannot be had, or SettingsError.
     """
-    asyncio.run(_serve(settings, engine, accounts, listener, started))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, engine, accounts, listener, started))
