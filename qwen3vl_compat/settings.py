@@ -7,6 +7,7 @@ import ipaddress
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -236,6 +237,7 @@ class Quotas(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
         budgets_of(self.budget)
 
 
+@lru_cache(1000)
 def requests_of(text: str, name: str = "requests") -> tuple[tuple[int, int], ...]:
     """(Requests, seconds) for each part of a limit string; ValueError, by the setting's name, for one that is none."""
     if not text:
@@ -251,6 +253,7 @@ def requests_of(text: str, name: str = "requests") -> tuple[tuple[int, int], ...
     return tuple((part.amount, part.get_expiry()) for part in parts)
 
 
+@lru_cache(1000)
 def budgets_of(text: str) -> tuple[tuple[int, Literal["day", "month"]], ...]:
     """(Nano-units, period) for each part of a budget; ValueError for one that is none."""
     found: list[tuple[int, Literal["day", "month"]]] = []

@@ -6,12 +6,17 @@ that gets no answer in its time means that Redis is lost: all calls end at once,
 
 import asyncio
 from collections import deque
-from typing import Any
+from contextlib import nullcontext
 
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
+
+try:
+    import hiredis
+except ModuleNotFoundError:  # redis without its fast half
+    hiredis = None
 
 __all__ = ["Line", "Lost", "Patience", "ResponseError"]
 
@@ -28,23 +33,29 @@ class Lost(Exception):
 
 
 class Patience:
-    """Time for Redis. While something else keeps the loop busy it hears nothing, so that does not count."""
+    """Seconds left for Redis. While something else keeps the loop busy it hears nothing, so that does not count."""
+
+    __slots__ = ("left",)
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
 
-    async def outlasts(self, task: asyncio.Task[object]) -> bool:
-        """Whether the task ends in the time that is left."""
-        loop = asyncio.get_running_loop()
-        while not task.done() and self.left > 0:
-            look, began = min(self.left, LOOK_S), loop.time()
-            await asyncio.wait([task], timeout=look)
-            self.left -= min(look, loop.time() - began)
-        return task.done()
+
+class Call:
+    """A command on its way, and who waits for the reply."""
+
+    __slots__ = ("patience", "reply", "words")
+
+    def __init__(self, patience: Patience, words: tuple[str | bytes | int, ...]) -> None:
+        self.patience, self.words = patience, words
+        self.reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
 
 class Line:
-    """A connection, opened by the first call and after every loss by the next one."""
+    """A connection, opened by the first call and after every loss by the next one.
+
+    What is called in one turn of the loop goes out in one piece. One clock looks after all who wait.
+    """
 
     def __init__(self, url: str) -> None:
         """Raises ValueError for a URL that is none."""
@@ -52,11 +63,14 @@ class Line:
             url, protocol=2, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0)
         )
         self._connection: AbstractConnection | None = None
-        self._replies: deque[asyncio.Future[object]] = deque()
+        self._unsent: list[Call] = []
+        self._sent: deque[Call] = deque()
+        self._flushing = False
+        self._looking: asyncio.TimerHandle | None = None
+        self._looked_at = 0.0
         self._opening: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._calls: set[asyncio.Task[object]] = set()
-        self._closing: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._lost, self._losses = "", 0
 
@@ -67,7 +81,7 @@ class Line:
         """
         losses = self._losses
         try:
-            async with asyncio.timeout(QUEUE_S):
+            async with asyncio.timeout(QUEUE_S) if self._turns.locked() else nullcontext():
                 await self._turns.acquire()
         except TimeoutError:
             self._drop("it does not keep up")
@@ -75,63 +89,80 @@ class Line:
         try:
             if losses != self._losses:
                 raise Lost(self._lost)
-            return await self._answer(patience, words)
+            answer = await self._begun(Call(patience, words)).reply
         finally:
             self._turns.release()
+        if isinstance(answer, ResponseError):
+            raise answer
+        return answer
+
+    def _begun(self, call: Call) -> Call:
+        self._unsent.append(call)
+        loop = asyncio.get_running_loop()
+        if not self._flushing:
+            self._flushing = True
+            loop.call_soon(self._flush)
+        if self._looking is None:
+            self._looked_at = loop.time()
+            self._looking = loop.call_later(LOOK_S, self._look)
+        return call
+
+    def _flush(self) -> None:
+        """Send what has gathered, opening the connection first where there is none."""
+        self._flushing = False
+        if not self._unsent:
+            return
+        if self._connection is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+            return
+        wanted = [call for call in self._unsent if not call.reply.done()]
+        self._unsent.clear()
+        self._sent.extend(wanted)
+        if wanted:
+            data = b"".join(_packed(call.words) for call in wanted)
+            self._watch(asyncio.create_task(self._send(self._connection, data)))
+
+    async def _send(self, connection: AbstractConnection, data: bytes) -> None:
+        try:
+            await connection.send_packed_command(data, check_health=False)
+        except (RedisError, OSError) as error:
+            if connection is self._connection:
+                self._drop(str(error))
+
+    def _look(self) -> None:
+        """Take from all who wait the time since the last look, as far as the loop was there to hear a reply."""
+        loop, self._looking = asyncio.get_running_loop(), None
+        passed, self._looked_at = min(LOOK_S, loop.time() - self._looked_at), loop.time()
+        waiting = [call for call in (*self._sent, *self._unsent) if not call.reply.done()]
+        for call in waiting:
+            call.patience.left -= passed
+        if any(call.patience.left <= 0 for call in waiting):
+            self._drop("it does not answer in time")
+        elif self._sent or self._unsent:
+            self._looking = loop.call_later(LOOK_S, self._look)
 
     async def close(self) -> None:
         """Hang up; nothing of the connection stays."""
         self._drop("closed")
         await asyncio.sleep(0)  # what was cancelled hangs up too
-        for task in (await asyncio.wait(self._closing, timeout=CLOSING_S))[1] if self._closing else ():
+        for task in (await asyncio.wait(self._ending, timeout=CLOSING_S))[1] if self._ending else ():
             task.cancel()
-
-    async def _answer(self, patience: Patience, words: tuple[str | bytes | int, ...]) -> object:
-        task = asyncio.create_task(self._exchange(words))
-        self._calls.add(task)
-        task.add_done_callback(self._ended)
-        if not await patience.outlasts(task):
-            self._drop("it does not answer in time")
-            raise Lost(self._lost)
-        if task.cancelled():
-            raise Lost(self._lost)
-        return task.result()
-
-    async def _exchange(self, words: tuple[str | bytes | int, ...]) -> object:
-        connection = await self._connected()
-        reply: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        self._replies.append(reply)  # with nothing between this and the writing, so that the orders agree
-        try:
-            await connection.send_packed_command(connection.pack_command(*words), check_health=False)
-        except (RedisError, OSError) as error:
-            self._drop(str(error))
-            raise Lost(self._lost) from None
-        answer = await reply
-        if isinstance(answer, ResponseError):
-            raise answer
-        return answer
-
-    async def _connected(self) -> AbstractConnection:
-        if self._connection is None:
-            if self._opening is None:
-                self._opening = asyncio.create_task(self._open())
-            await asyncio.wait([self._opening])
-        if self._connection is None:
-            raise Lost(self._lost)
-        return self._connection
 
     async def _open(self) -> None:
         connection = self._connections.make_connection()
         try:
             await connection.connect()
         except Exception as error:
-            self._lost = str(error)
             self._hang_up(connection)
+            self._opening = None
+            self._drop(str(error))
         except BaseException:
             self._hang_up(connection)
             raise
         else:
             self._connection = connection
+            self._flush()
             self._reading = asyncio.create_task(self._read(connection))
         finally:
             if self._opening is asyncio.current_task():
@@ -145,9 +176,9 @@ class Line:
                     answer: object = await connection.read_response(disconnect_on_error=False)
                 except ResponseError as refusal:
                     answer = refusal
-                reply = self._replies.popleft()
-                if not reply.done():
-                    reply.set_result(answer)
+                call = self._sent.popleft()
+                if not call.reply.done():
+                    call.reply.set_result(answer)
         except IndexError:
             self._drop("it answers what was not asked")
         except Exception as error:
@@ -156,30 +187,36 @@ class Line:
     def _drop(self, reason: str) -> None:
         """Hang up, and end all calls with this reason."""
         self._lost, self._losses = reason, self._losses + 1
-        for task in (*self._calls, self._opening, self._reading):
+        for task in (self._opening, self._reading):
             if task is not None:
                 task.cancel()
-        self._replies.clear()
+        waiting = [*self._sent, *self._unsent]
+        self._sent.clear()
+        self._unsent.clear()
+        for call in waiting:
+            if not call.reply.done():
+                call.reply.set_exception(Lost(reason))
         connection, self._connection = self._connection, None
         self._opening = self._reading = None
         if connection is not None:
             self._hang_up(connection)
 
     def _hang_up(self, connection: AbstractConnection) -> None:
-        task = asyncio.create_task(connection.disconnect())
-        self._closing.add(task)
-        task.add_done_callback(self._closed)
+        self._watch(asyncio.create_task(connection.disconnect()))
 
-    def _ended(self, task: asyncio.Task[object]) -> None:
-        self._calls.discard(task)
-        _note(task)
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        self._ending.add(task)
+        task.add_done_callback(self._ended)
 
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        self._closing.discard(task)
-        _note(task)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._ending.discard(task)
+        if not task.cancelled():
+            task.exception()  # of which nobody else takes note
 
 
-def _note(task: asyncio.Task[Any]) -> None:
-    """Take note of a task's error, which its caller may not be there to do."""
-    if not task.cancelled():
-        task.exception()
+def _packed(words: tuple[str | bytes | int, ...]) -> bytes:
+    """A command as Redis reads it."""
+    if hiredis is not None:
+        return hiredis.pack_command(words)
+    encoded = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+    return b"*%d\r\n" % len(encoded) + b"".join(b"$%d\r\n%b\r\n" % (len(each), each) for each in encoded)

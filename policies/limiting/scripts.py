@@ -7,17 +7,13 @@ an empty one is a name that was given up. What is found in a key and is nothing 
 
 import hashlib
 
-from msgspec import Struct
 
-
-class Script(Struct, frozen=True):
+class Script:
     """A script in Lua, which Redis knows by its digest once it was sent."""
 
-    text: str
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
 _COMMON = """

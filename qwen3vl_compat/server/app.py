@@ -39,7 +39,7 @@ from qwen3vl_compat.server import (
 )
 from qwen3vl_compat.server.answer import Service, encode_whole
 from qwen3vl_compat.server.body import Disconnected
-from qwen3vl_compat.server.door import OPEN_PATHS, door, failures, no_database
+from qwen3vl_compat.server.door import OPEN_PATHS, Door, failures, no_database
 from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.guard import METRICS, Guard
@@ -164,7 +164,7 @@ def build_app(service: Service) -> ASGIApp:
     """The whole application, as a server runs it; raises SettingsError."""
     open_paths = OPEN_PATHS | ({METRICS} if service.settings.server.open_metrics else set[str]())
     guard = Guard(service.settings, service.accounts, service.limiter)
-    return door(build_routes(service), guard, service.repeats, open_paths)
+    return Door(build_routes(service), guard, service.repeats, open_paths)
 
 
 def _encoded(request: Http, error: ApiError, extra: dict[str, str] | None = None) -> Response[bytes]:

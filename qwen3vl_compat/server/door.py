@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from http import HTTPStatus
 from typing import Any
 
@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from qwen3vl_compat.accounts.books import UNREACHABLE
 from qwen3vl_compat.accounts.database import is_lost
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded
+from qwen3vl_compat.policies.limiting import Claim
 from qwen3vl_compat.server.body import Disconnected, read_json_body
 from qwen3vl_compat.server.connection import HEAD_BYTES, HEAD_LINES, Head
 from qwen3vl_compat.server.exchange import Exchange
@@ -48,37 +49,23 @@ def refusal(status: int, target: bytes, head: Head) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def door(app: ASGIApp, guard: Guard, repeats: Repeats, open_paths: Set[str] = OPEN_PATHS) -> ASGIApp:
-    """Wrap the application; nothing behind it runs for a request without a key, save on the open paths."""
+class Door:
+    """The application behind its door: nothing of it runs for a request without a key, save on the open paths."""
 
-    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp, guard: Guard, repeats: Repeats, open_paths: Set[str] = OPEN_PATHS) -> None:
+        self._app, self._guard, self._repeats, self._open_paths = app, guard, repeats, open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or whatever else a server asks of an application."""
         if scope["type"] != "http":
-            await app(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         exchange = Exchange(scope)
         scope.setdefault("state", {})["exchange"] = exchange
         tell = _telling(exchange, send)
         try:
             check_head(scope["headers"])
-            if needs_key(exchange.path, open_paths):
-                exchange.unread = exchange.method in _WITH_BODY
-                claims = await guard.identify(exchange, scope)
-                if repeats.may_be(exchange):
-                    try:
-                        body = await read_json_body(exchange, receive, guard.settings)
-                    except ApiError:
-                        await guard.claim(exchange, claims)
-                        raise
-                    exchange.unread = False
-                    answer = await repeats.answer(exchange, body, claims)
-                    if answer is not None:
-                        await _send(200, {"content-type": "application/json"}, answer, tell)
-                        return
-                    receive = _again(body, receive)
-                else:
-                    await guard.claim(exchange, claims)
-                    exchange.unread = False
-            await app(scope, receive, tell)
+            await self._enter(exchange, scope, receive, tell)
         except Disconnected:
             exchange.status = 499
         except ApiError as error:
@@ -95,7 +82,30 @@ def door(app: ASGIApp, guard: Guard, repeats: Repeats, open_paths: Set[str] = OP
         finally:
             _write_line(exchange)
 
-    return enter
+    async def _enter(self, exchange: Exchange, scope: Scope, receive: Receive, tell: Send) -> None:
+        if needs_key(exchange.path, self._open_paths):
+            exchange.unread = exchange.method in _WITH_BODY
+            claims = await self._guard.identify(exchange, scope)
+            if self._repeats.may_be(exchange):
+                body = await self._body(exchange, receive, claims)
+                exchange.unread = False
+                answer = await self._repeats.answer(exchange, body, claims)
+                if answer is not None:
+                    await _send(200, {"content-type": "application/json"}, answer, tell)
+                    return
+                receive = _again(body, receive)
+            else:
+                await self._guard.claim(exchange, claims)
+                exchange.unread = False
+        await self._app(scope, receive, tell)
+
+    async def _body(self, exchange: Exchange, receive: Receive, claims: Sequence[Claim]) -> bytes:
+        """The body, before anything is claimed; one that is refused is a request all the same."""
+        try:
+            return await read_json_body(exchange, receive, self._guard.settings)
+        except ApiError:
+            await self._guard.claim(exchange, claims)
+            raise
 
 
 def needs_key(path: str, open_paths: Set[str] = OPEN_PATHS) -> bool:
