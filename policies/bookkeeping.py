@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from msgspec import Struct
 
@@ -32,10 +32,10 @@ class Bookkeeping(Struct, frozen=True):
     async def account(self, request: Request, now: int) -> "Account":
         """What holds for a request that comes now, milliseconds since 1970."""
         terms, price = await self.terms_of(request.caller), await self.price_of(request.model, now)
-        budgets = _budgets(request.caller, terms)
-        if price is None and budgets:
+        account = _account(request.caller, terms, price, self.currency)
+        if price is None and account.budgets:
             _warn_of(request.model)
-        return Account(request.caller, terms, tuple(budgets), price, self.currency)
+        return account
 
 
 class Account(Struct, frozen=True):
@@ -139,6 +139,11 @@ def _claims(scope: str, quotas: Quotas, worst: Counts) -> list[Claim]:
         for kind, period, limit in limits
         if limit is not None
     ]
+
+
+@lru_cache(4096)
+def _account(caller: Caller, terms: Terms, price: Price | None, currency: str) -> Account:
+    return Account(caller, terms, tuple(_budgets(caller, terms)), price, currency)
 
 
 def _budgets(caller: Caller, terms: Terms) -> list[Budget]:

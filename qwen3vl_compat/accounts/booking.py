@@ -6,14 +6,16 @@ of `spending` are locked before any other and in order, so that processes on one
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import date, timedelta
+from functools import lru_cache
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, bindparam, insert, select, text, tuple_, update
+from sqlalchemy import Connection, bindparam, insert, literal_column, text, update
 
 from qwen3vl_compat.accounts.money import Counts, Price
+from qwen3vl_compat.accounts.statement import Statement, locked
 from qwen3vl_compat.accounts.tables import COUNTS, ledger, spending
 from qwen3vl_compat.messages import Cached
 
@@ -22,24 +24,30 @@ Pot = tuple[str, str]
 """Whose money in which period, as `spending` names it."""
 
 _ENDS = ("state", "finish", "started_at", "ended_at", "cost", "moderation")
+_NOTED, _ENDED = ("started_at", *COUNTS), (*_ENDS, *COUNTS)
 _SUMS = ("requests", *COUNTS, "cost")
-_ADD_DAILY = text(
-    f"INSERT INTO daily (day, tenant, key, model, {', '.join(_SUMS)}) "  # noqa: S608 -- names of columns
-    f"VALUES (:day, :tenant, :key, :model, {', '.join(f':{name}' for name in _SUMS)}) "
-    "ON CONFLICT (day, tenant, key, model) DO UPDATE SET "
-    + ", ".join(f"{name} = daily.{name} + excluded.{name}" for name in _SUMS)
+_ADD_DAILY = Statement(
+    text(
+        f"INSERT INTO daily (day, tenant, key, model, {', '.join(_SUMS)}) "  # noqa: S608 -- names of columns
+        f"VALUES (:day, :tenant, :key, :model, {', '.join(f':{name}' for name in _SUMS)}) "
+        "ON CONFLICT (day, tenant, key, model) DO UPDATE SET "
+        + ", ".join(f"{name} = daily.{name} + excluded.{name}" for name in _SUMS)
+    )
 )
-_ADD_POT = text(
-    "INSERT INTO spending (scope, period, reserved, spent) VALUES (:scope, :period, 0, 0) "
-    "ON CONFLICT (scope, period) DO NOTHING"
+_ADD_POT = Statement(
+    text(
+        "INSERT INTO spending (scope, period, reserved, spent) VALUES (:scope, :period, 0, 0) "
+        "ON CONFLICT (scope, period) DO NOTHING"
+    )
 )
-_CHANGE_POT = (
+_CHANGE_POT = Statement(
     update(spending)
     .where(spending.c.scope == bindparam("of"), spending.c.period == bindparam("during"))
     .values(reserved=spending.c.reserved + bindparam("reserved_more"), spent=spending.c.spent + bindparam("spent_more"))
 )
-_THIS_IF_OPEN = (ledger.c.id == bindparam("row")) & (ledger.c.state == "open")
-_NOTE = update(ledger).where(_THIS_IF_OPEN)
+_THIS_IF_OPEN = (ledger.c.id == bindparam("row")) & (ledger.c.state == literal_column("'open'"))
+_NOTE = Statement(update(ledger).where(_THIS_IF_OPEN).values({name: bindparam(name) for name in _NOTED}))
+_CLOSE = Statement(update(ledger).where(_THIS_IF_OPEN).values({name: bindparam(name) for name in _ENDED}))
 
 
 class Budget(Struct, frozen=True, kw_only=True):
@@ -100,10 +108,21 @@ class OverBudget(Exception):
         self.left = left
 
 
+_BEGUN = (*(name for name in Entry.__struct_fields__), "state", "owner")
+_OPEN = Statement(insert(ledger), *_BEGUN)
+_BOOK = Statement(insert(ledger), *_BEGUN, *_ENDED[1:])
+
+
 def period_of(created_at: int, period: Literal["day", "month"]) -> str:
     """The UTC day or month of a moment, as the tables write it."""
-    day = datetime.fromtimestamp(created_at / 1000, UTC).date().isoformat()
+    day = _day(created_at // 86_400_000)
     return day if period == "day" else day[:7]
+
+
+@lru_cache(64)
+def _day(number: int) -> str:
+    """The so manieth day since 1970."""
+    return (date(1970, 1, 1) + timedelta(number)).isoformat()
 
 
 def pots_of(entry: Entry) -> list[Pot]:
@@ -125,24 +144,20 @@ class Booking:
         self._closed: list[tuple[Entry, Outcome]] = []
         pots = sorted({pot for entry in entries for pot in pots_of(entry)})
         if new := [{"scope": scope, "period": period} for scope, period in pots if (scope, period) not in known]:
-            connection.execute(_ADD_POT, new)
+            _ADD_POT.run(connection, new)
         self.pots = pots
         self._taken = self._locked(pots) if pots else {}
 
     def _locked(self, pots: Sequence[Pot]) -> dict[Pot, int]:
-        name = tuple_(spending.c.scope, spending.c.period)
-        query = select(spending).where(name.in_(pots)).order_by(spending.c.scope, spending.c.period)
-        return {
-            (row.scope, row.period): row.reserved + row.spent
-            for row in self._connection.execute(query.with_for_update())
-        }
+        rows = locked(self._connection, "scope, period, reserved + spent", "spending", "scope, period", pots)
+        return {(scope, period): taken for scope, period, taken in rows}
 
     def states(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """The state and cost of rows that are there; nobody else changes them until the end."""
         if not ids:
             return {}
-        query = select(ledger.c.id, ledger.c.state, ledger.c.cost).where(ledger.c.id.in_(ids)).order_by(ledger.c.id)
-        return {row.id: (row.state, row.cost) for row in self._connection.execute(query.with_for_update())}
+        rows = locked(self._connection, "id, state, cost", "ledger", "id", [(each,) for each in ids])
+        return {name: (state, cost) for name, state, cost in rows}
 
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """Close a row that `states` has told is open."""
@@ -185,28 +200,27 @@ class Booking:
 
     def write(self, noted: Mapping[str, tuple[int | None, Counts]]) -> None:
         """Write it all, and the counts of open rows: by id, when they started and how far they are."""
-        execute = self._connection.execute
+        connection = self._connection
         if self._opened:
-            execute(insert(ledger), [_opened(entry, self._owner) for entry in self._opened])
+            _OPEN.run(connection, [_opened(entry, self._owner) for entry in self._opened])
         if self._booked:
-            execute(insert(ledger), [_booked(entry, outcome, self._owner) for entry, outcome in self._booked])
+            _BOOK.run(connection, [_booked(entry, outcome, self._owner) for entry, outcome in self._booked])
         if notes := [
             {"row": name, "started_at": started_at, **msgspec.structs.asdict(counts)}
             for name, (started_at, counts) in sorted(noted.items())
         ]:
-            execute(_NOTE.values({name: bindparam(name) for name in ("started_at", *COUNTS)}), notes)
+            _NOTE.run(connection, notes)
         if self._closed:
-            closed = [_closed(entry, outcome) for entry, outcome in sorted(self._closed, key=lambda one: one[0].id)]
-            names = [name for name in closed[0] if name != "row"]
-            execute(_NOTE.values({name: bindparam(name) for name in names}), closed)
+            in_order = sorted(self._closed, key=lambda one: one[0].id)
+            _CLOSE.run(connection, [_closed(entry, outcome) for entry, outcome in in_order])
         if over := self._booked + self._closed:
-            execute(_ADD_DAILY, _sums(over))
+            _ADD_DAILY.run(connection, _sums(over))
         if changes := [
             {"of": scope, "during": period, "reserved_more": reserved, "spent_more": spent}
             for (scope, period), (reserved, spent) in sorted(self._changes.items())
             if reserved or spent
         ]:
-            execute(_CHANGE_POT, changes)
+            _CHANGE_POT.run(connection, changes)
 
 
 def _opened(entry: Entry, owner: str) -> dict[str, object]:

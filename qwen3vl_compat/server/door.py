@@ -65,7 +65,11 @@ class Door:
         tell = _telling(exchange, send)
         try:
             check_head(scope["headers"])
-            await self._enter(exchange, scope, receive, tell)
+            receive = await self._enter(exchange, scope, receive)
+            if exchange.known is not None:
+                await _send_known(exchange, exchange.known, send)
+            else:
+                await self._app(scope, receive, tell)
         except Disconnected:
             exchange.status = 499
         except ApiError as error:
@@ -82,22 +86,20 @@ class Door:
         finally:
             _write_line(exchange)
 
-    async def _enter(self, exchange: Exchange, scope: Scope, receive: Receive, tell: Send) -> None:
-        if needs_key(exchange.path, self._open_paths):
-            exchange.unread = exchange.method in _WITH_BODY
-            claims = await self._guard.identify(exchange, scope)
-            if self._repeats.may_be(exchange):
-                body = await self._body(exchange, receive, claims)
-                exchange.unread = False
-                answer = await self._repeats.answer(exchange, body, claims)
-                if answer is not None:
-                    await _send(200, {"content-type": "application/json"}, answer, tell)
-                    return
-                receive = _again(body, receive)
-            else:
-                await self._guard.claim(exchange, claims)
-                exchange.unread = False
-        await self._app(scope, receive, tell)
+    async def _enter(self, exchange: Exchange, scope: Scope, receive: Receive) -> Receive:
+        """Let in who may come in; returns what the application is to receive, if the answer is not known already."""
+        if not needs_key(exchange.path, self._open_paths):
+            return receive
+        exchange.unread = exchange.method in _WITH_BODY
+        claims = await self._guard.identify(exchange, scope)
+        if self._repeats.may_be(exchange):
+            body = await self._body(exchange, receive, claims)
+            exchange.unread = False
+            exchange.known = await self._repeats.answer(exchange, body, claims)
+            return _again(body, receive)
+        await self._guard.claim(exchange, claims)
+        exchange.unread = False
+        return receive
 
     async def _body(self, exchange: Exchange, receive: Receive, claims: Sequence[Claim]) -> bytes:
         """The body, before anything is claimed; one that is refused is a request all the same."""
@@ -160,6 +162,19 @@ async def _send(status: int, headers: dict[str, str], body: bytes, send: Send) -
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
+async def _send_known(exchange: Exchange, body: bytes, send: Send) -> None:
+    """An answer that is there already goes out as it is."""
+    exchange.status = 200
+    headers = [(name.encode(), value.encode()) for name, value in exchange.answer_headers.items()]
+    headers += [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", exchange.id.encode()),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
 def _again(body: bytes, receive: Receive) -> Receive:
     """What a client has sent already, and then what more it does."""
     waiting: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -174,7 +189,7 @@ _QUIET = frozenset({"/livez", "/readyz", "/health", "/startupz"})
 
 
 def _write_line(exchange: Exchange) -> None:
-    if exchange.path in _QUIET:
+    if exchange.path in _QUIET or not log.isEnabledFor(logging.INFO):
         return
     took = (time.monotonic() - exchange.began) * 1000
     path = UPLOADS + "..." if exchange.path.startswith(UPLOADS) else exchange.path

@@ -25,7 +25,8 @@ class Exchange:
         # as Litestar reads it: to judge `//metrics` by other letters than it is routed by would let anybody in
         self.path, self.method = normalize_path(scope["path"]), scope["method"]
         self.headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        self.query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        query = scope["query_string"].decode("latin-1")
+        self.query = parse_qs(query, keep_blank_values=True) if query else dict[str, list[str]]()
         self.google = self._speaks_google()
         self.caller = Caller("", "")
         self.key: Key | None = None
@@ -38,6 +39,8 @@ class Exchange:
         """The request whose answer is sent again."""
         self.asked = b""
         """A digest of all of the request, where it is one that may come again."""
+        self.known: bytes | None = None
+        """The whole answer, where it needs nobody to be asked."""
         self.kept = ""
         """The name under which its answer is found again."""
         self.answer_headers: dict[str, str] = {}

@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from qwen3vl_compat.accounts.books import Accounts
@@ -21,6 +22,7 @@ ADMIN = "/admin/"
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|([0-9.]+):\d{1,5}")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class Guard:
@@ -106,7 +108,7 @@ class Guard:
     def address_of(self, scope: Any) -> str:
         """Where the request comes from: the peer, or what trusted proxies say; of IPv6, the network of a household."""
         client = scope.get("client")
-        address = _address(client[0] if client else "")
+        address = _peer(client[0] if client else "")
         for said in reversed(_forwarded_for(scope)):
             # Only a proxy's own word is taken: what stands left of what cannot be read may be anybody's.
             if address is None or not any(address in network for network in self._proxies):
@@ -118,6 +120,11 @@ class Guard:
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((address, 64), strict=False).network_address)
         return str(address or "unknown")
+
+
+@lru_cache(4096)
+def _peer(text: str) -> Address | None:
+    return _address(text)
 
 
 def _claims(scope: str, limits: Sequence[tuple[int, int]]) -> list[Claim]:
@@ -135,7 +142,7 @@ def _forwarded_for(scope: Any) -> list[str]:
     return [found[1] or found[2] if (found := _WITH_PORT.fullmatch(each)) else each for each in said]
 
 
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _address(text: str) -> Address | None:
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
