@@ -51,29 +51,10 @@ class Moderation(Protocol):
         """
         ...
 
-
-class Unmoderated:
-    """Nothing is said about anything."""
-
-    async def text(self, request: Request) -> Request:
-        """As it is."""
-        return request
-
-    async def pictures(self, request: Request) -> Request:
-        """As it is."""
-        return request
-
-    def answer(self, generate: Generate) -> Generate:
-        """As it is."""
-        return generate
-
-    def instant(self, tenant: str) -> Callable[[str], bool]:
-        """It may."""
-        return _always
-
-
-def _always(text: str) -> bool:
-    return True
+    @property
+    def fingerprint(self) -> str:
+        """What tells who moderates from others who might say something else."""
+        ...
 
 
 def chain(

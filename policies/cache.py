@@ -203,7 +203,7 @@ class Cache:
         events = [event async for event in again(request)]
         end = events[-1]
         assert isinstance(end, Finish), "a moderated answer ended without an end"
-        hit = await Hit.of(self._ways.books, request, Taken(end.usage, answer.pictures, end.reason))
+        hit = await Hit.of(self._ways.books, request, Taken(end.usage, answer.pictures, end.reason, end.moderation))
         decision = await self._ways.books.limiter.admit("", hit.claims) if hit.claims else None
         if decision is not None and decision.refused is not None:
             raise refusal_of(decision)

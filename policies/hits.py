@@ -63,7 +63,7 @@ class Hit:
             ended_at=now,
             counts=self._counts,
             cost=entry.cost(self._counts),
-            moderation=self._taken.moderation,
+            moderation=";".join(filter(None, (self._request.moderation, self._taken.moderation))),
         )
         told = headers_of(standings)
         try:

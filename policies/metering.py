@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from qwen3vl_compat.accounts.booking import Entry, Left, Outcome, OverBudget
 from qwen3vl_compat.accounts.ledger import LedgerUnavailable, Settled
 from qwen3vl_compat.accounts.money import Counts, format_amount
-from qwen3vl_compat.errors import Overloaded, TooSlow
+from qwen3vl_compat.errors import ModerationUnavailable, Overloaded, TooSlow
 from qwen3vl_compat.events import Event, Events, Finish, Headers, Progress, ReasoningDelta, Started, Usage
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate
@@ -80,7 +80,9 @@ async def _metered(begun: "Callable[[], Awaitable[tuple[_Meter, Events]]]") -> E
                     yield seen
     except TooSlow:
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ModerationUnavailable):
+            meter.moderation = error.moderation
         await meter.end("failed")
         raise
     finally:
@@ -106,6 +108,8 @@ class _Meter:
         self._noted, self._noted_at = 0, 0
         self._finished = 0
         self._closed = False
+        self.moderation = ""
+        """What moderators have said of the answer."""
 
     @classmethod
     async def opened(cls, books: Bookkeeping, request: Request, usage: Usage, pictures: int, check: Check) -> "_Meter":
@@ -158,6 +162,7 @@ class _Meter:
                 return replace(event, headers=event.headers + told)
             case Finish(_, reason, usage):
                 self._finished += 1
+                self.moderation = event.moderation
                 if self._finished == self._request.choices:
                     counts = replace(self._prompt, out=usage.completion, reasoning=usage.reasoning)
                     settled = await _to_the_end(self._settle(self._outcome("final", reason, counts)))
@@ -166,7 +171,8 @@ class _Meter:
                     rates = headers_of(after(self._standings, self._used(counts)))
                     return replace(event, headers=event.headers + rates + self._cost_headers(settled.cost))
             case _:
-                self._made[event.index] = event.completion
+                # What moderators have held back comes after its tokens were counted.
+                self._made[event.index] = max(self._made[event.index], event.completion)
                 if isinstance(event, ReasoningDelta):
                     self._thought[event.index] = event.completion
                 waited = self._books.ledger.now_ms() - self._noted_at
@@ -200,6 +206,7 @@ class _Meter:
             ended_at=self._books.ledger.now_ms(),
             counts=counts,
             cost=self._entry.cost(counts) if self._started_at is not None else 0,
+            moderation=";".join(filter(None, (self._request.moderation, self.moderation))),
         )
 
     async def _settle(self, outcome: Outcome) -> Settled:

@@ -196,7 +196,7 @@ def _add_tenants(commands: Commands) -> None:
     differ.add_argument("wishes", nargs="+", metavar="NAME=VALUE", help=_WISHES)
 
 
-_WISHES = "name, limits.NAME or media.NAME; an empty value takes a limit back, none lifts it"
+_WISHES = "name, limits.NAME, media.NAME or moderation.NAME; an empty value takes a limit back, none lifts it"
 
 
 def _create_tenant(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 ApiError                     status, code, message, param, retry_after, headers
 ├── InvalidRequest           400  the request itself is at fault; `param` names the field
+├── ContentRefused           400  a moderator objects; Google's wire answers it with 200 and no candidates
 ├── Unauthorized             401  no key, or one that is not ours
 ├── Forbidden                403  the key may not do this
 ├── NotFound                 404  no such model or route
@@ -9,6 +10,7 @@ ApiError                     status, code, message, param, retry_after, headers
 ├── RateLimited              429  a limit is reached; `retry_after` says when to come back
 ├── OutOfCredit              429  a budget does not allow it; trying again does not help
 ├── Overloaded               503  no room now; `retry_after` says when to come back
+├── ModerationUnavailable    503  a moderator cannot be asked, and the tenant's terms let nothing pass without it
 ├── DeadlineExceeded         504  the time allowed for the request is over
 └── EngineFailed             500  our own fault, never the client's
 
@@ -52,6 +54,17 @@ class InvalidRequest(ApiError):
 
     status = 400
     code = "invalid_value"
+
+
+class ContentRefused(ApiError):
+    """A moderator objects to what is asked. Nothing was done for it, and trying again does not help."""
+
+    status = 400
+    code = "content_policy_violation"
+
+    def __init__(self) -> None:
+        message = "The request was refused: it goes against this server's content policy."
+        super().__init__(message, headers=(("x-should-retry", "false"),))
 
 
 class Unauthorized(ApiError):
@@ -109,6 +122,17 @@ class Overloaded(ApiError):
 
     status = 503
     code = "server_is_overloaded"
+
+
+class ModerationUnavailable(ApiError):
+    """A moderator cannot be asked; `moderation` says which, as the ledger writes it."""
+
+    status = 503
+    code = "moderation_unavailable"
+
+    def __init__(self, moderation: str) -> None:
+        super().__init__("The request cannot be moderated now. Please try again later.", retry_after=5)
+        self.moderation = moderation
 
 
 class DeadlineExceeded(ApiError):

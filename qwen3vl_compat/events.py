@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from qwen3vl_compat.messages import ToolCall
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class Usage(Struct, frozen=True, kw_only=True, array_like=True):
@@ -112,6 +112,8 @@ class Finish(Struct, frozen=True, tag="finish", array_like=True):
     details: str = ""
     """Why, where the reason does not say it all: `repetition`, `closed`."""
     headers: Headers = ()
+    moderation: str = ""
+    """What moderators had to say, as the ledger writes it."""
 
 
 class Progress(Struct, frozen=True, tag="progress", array_like=True):

@@ -259,6 +259,8 @@ class Request(Struct, frozen=True, kw_only=True):
     freshness: Freshness = Freshness()
     cache: Cached = "off"
     """What the cache had to say: `off` where it was not asked."""
+    moderation: str = ""
+    """What moderators had to say and let pass, as the ledger writes it."""
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import limits
 import msgspec
@@ -311,6 +311,59 @@ class CacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Of one answer; a larger one is not kept."""
 
 
+OnFailure = Literal["closed", "open", "flag"]
+Stage = Literal["before", "during", "after"]
+"""When a moderator looks: at what is asked, at an answer while it is made, at the whole of it."""
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+class ModerationTerms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How moderators are gone by; a tenant may have terms of its own."""
+
+    on_failure: OnFailure = "closed"
+    """When one cannot be asked: refuse, let pass and say so in the ledger, or let pass and mark the row as flagged."""
+    off: tuple[str, ...] = ()
+    """Names of moderators that do not look."""
+
+
+class ModeratorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One moderator: a list of words, or a service that speaks OpenAI's `/v1/moderations`."""
+
+    kind: Literal["words", "service"]
+    name: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,39})?$")] = ""
+    """What the ledger calls it; empty is its kind."""
+    stages: tuple[Stage, ...] = ("before", "during")
+    words: dict[str, tuple[str, ...]] = {}
+    """Words and phrases by category; `bomb*` is every word that begins so."""
+    file: str = ""
+    """More of them, one a line, each below its `[category]`."""
+    url: Annotated[str, Meta(pattern=r"^(https?://\S+)?$")] = ""
+    """Of a service, as https://api.openai.com/v1/moderations."""
+    key: str = ""
+    """Its key, or in `key_variable` the name of the variable of the environment that holds it."""
+    key_variable: str = ""
+    model: str = "omni-moderation-latest"
+    timeout: Annotated[float, Meta(gt=0, le=60)] = 5.0
+    """Seconds that one question may take."""
+    pictures: Annotated[int, Meta(ge=0, le=100)] = 0
+    """Pictures in one question; 0: it is not shown any."""
+
+    def __repr__(self) -> str:
+        return f"ModeratorSettings({self.name or self.kind})"  # its key is nobody's business
+
+
+class ModerationSettings(ModerationTerms, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who looks at what is asked and answered, one after the other; the first that objects ends it."""
+
+    moderators: tuple[ModeratorSettings, ...] = ()
+    window: Annotated[int, Meta(ge=0, le=100_000)] = 512
+    """Characters before the new ones that a service is shown of an answer in the making."""
+    chunk: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    """New characters for which it is asked; as many are held back behind those it has passed."""
+    frames: Annotated[int, Meta(ge=1, le=1000)] = 8
+    """Frames that it is shown of a video, evenly spread."""
+
+
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """What is written to standard error."""
 
@@ -327,6 +380,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitSettings = LimitSettings()
     ledger: LedgerSettings = LedgerSettings()
     cache: CacheSettings = CacheSettings()
+    moderation: ModerationSettings = ModerationSettings()
     log: LogSettings = LogSettings()
 
 

@@ -20,7 +20,7 @@ from qwen3vl_compat.accounts.tenants import Tenant, Tenants
 from qwen3vl_compat.accounts.usage import Usage
 from qwen3vl_compat.errors import Overloaded
 from qwen3vl_compat.messages import Caller
-from qwen3vl_compat.settings import MediaLimits, Quotas, Settings
+from qwen3vl_compat.settings import MediaLimits, ModerationTerms, Quotas, Settings
 
 T = TypeVar("T")
 UNREACHABLE = "The server's accounts cannot be reached now. Please try again later."
@@ -45,6 +45,7 @@ class Accounts(Struct, frozen=True, kw_only=True):
 
     database: Engine
     usual: Quotas
+    usual_moderation: ModerationTerms
     keys: Keys
     tenants: Tenants
     media: TenantLimits
@@ -63,6 +64,18 @@ class Accounts(Struct, frozen=True, kw_only=True):
     async def media_limits(self, tenant: str) -> MediaLimits:
         """What a tenant may send."""
         return await _found(self.media.remembers(tenant), lambda: self.media.of(tenant))
+
+    async def moderation(self, tenant: str) -> ModerationTerms:
+        """On which terms a tenant's requests and answers are moderated."""
+        return self._moderation_of(await self.tenant(tenant))
+
+    def remembered_moderation(self, tenant: str) -> ModerationTerms | None:
+        """The same at once, None where the database would have to be read."""
+        return self._moderation_of(self.tenants.find(tenant)) if self.tenants.remembers(tenant) else None
+
+    def _moderation_of(self, tenant: Tenant | None) -> ModerationTerms:
+        own = tenant.moderation if tenant else {}
+        return differences.over(self.usual_moderation, ModerationTerms, own) if own else self.usual_moderation
 
     async def price(self, model: str, now_ms: int) -> Price | None:
         """The price in effect for a model at that time."""
@@ -98,6 +111,7 @@ def open_accounts(database: Engine, settings: Settings) -> Accounts:
     return Accounts(
         database=database,
         usual=usual,
+        usual_moderation=settings.moderation,
         keys=Keys(database, usual=usual),
         tenants=Tenants(database),
         media=TenantLimits(database, settings.media),

@@ -2,12 +2,13 @@
 
 from typing import Literal, get_args
 
-Endpoint = Literal["generate", "files", "models", "usage"]
+Endpoint = Literal["generate", "files", "models", "moderations", "usage"]
 ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 
 _CALLS = ("generateContent", "streamGenerateContent", "countTokens")
 _PLACES: tuple[tuple[str, Endpoint], ...] = (
     ("/v1/chat/completions", "generate"),
+    ("/v1/moderations", "moderations"),
     ("/v1/models", "models"),
     ("/v1beta/models", "models"),
     ("/v1/files", "files"),

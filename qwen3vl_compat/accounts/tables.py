@@ -53,10 +53,11 @@ tenants = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("media", Text),
     Column("limits", Text),
+    Column("moderation", Text),
     CheckConstraint("length(id) BETWEEN 1 AND 64", name="id"),
     CheckConstraint("status IN ('active', 'suspended')", name="status"),
 )
-"""`media` and `limits` are JSON text: the settings in which this tenant differs, NULL for none."""
+"""`media`, `limits` and `moderation` are JSON text: the settings in which this tenant differs, NULL for none."""
 
 keys = Table(
     "keys",

@@ -18,16 +18,16 @@ from qwen3vl_compat.accounts.differences import Differences
 from qwen3vl_compat.accounts.recent import CACHE_S, Recent
 from qwen3vl_compat.accounts.tables import tenants
 from qwen3vl_compat.accounts.terms import Unfit, check_line
-from qwen3vl_compat.settings import MediaLimits, Quotas
+from qwen3vl_compat.settings import MediaLimits, ModerationTerms, Quotas
 
 Status = Literal["active", "suspended"]
-FORMS: Mapping[str, type[Struct]] = {"limits": Quotas, "media": MediaLimits}
+FORMS: Mapping[str, type[Struct]] = {"limits": Quotas, "media": MediaLimits, "moderation": ModerationTerms}
 """Settings that a tenant may have of its own."""
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _ADD = text(
-    "INSERT INTO tenants (id, name, status, created_at, limits, media) "
-    "VALUES (:id, :name, :status, :created_at, :limits, :media) ON CONFLICT (id) DO NOTHING"
+    "INSERT INTO tenants (id, name, status, created_at, limits, media, moderation) "
+    "VALUES (:id, :name, :status, :created_at, :limits, :media, :moderation) ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -43,7 +43,7 @@ class TenantExists(Exception):
 
 
 class Tenant(Struct, frozen=True, kw_only=True):
-    """A row of `tenants`. `limits` and `media` are where it differs from the settings; time is in milliseconds."""
+    """A row of `tenants`. All of FORMS are where it differs from the settings; time is in milliseconds."""
 
     id: str
     name: str
@@ -51,15 +51,17 @@ class Tenant(Struct, frozen=True, kw_only=True):
     created_at: int
     limits: Differences = {}
     media: Differences = {}
+    moderation: Differences = {}
 
 
 class TenantTerms(TypedDict, total=False):
-    """What can be set of a tenant; what is not named stays. `limits` and `media` are set as a whole."""
+    """What can be set of a tenant; what is not named stays. Each of FORMS is set as a whole."""
 
     name: str
     status: Status
     limits: Differences
     media: Differences
+    moderation: Differences
 
 
 def is_id(tenant: str) -> bool:
@@ -127,7 +129,7 @@ class Tenants:
         return self._change(tenant, actor, lambda _: terms)
 
     def reword(self, tenant: str, wishes: Mapping[str, str], *, actor: str = COMMAND_LINE) -> Tenant:
-        """Set some of `name`, `limits.NAME` and `media.NAME`; an empty text takes a limit back, `none` lifts it.
+        """Set some of `name` and, as `limits.NAME`, of FORMS; an empty text takes a limit back, `none` lifts it.
 
         Raises UnknownTenant, or Unfit.
         """

@@ -25,12 +25,13 @@ Item = TypeVar("Item")
 
 
 class TenantBody(Struct, frozen=True, kw_only=True):
-    """What is to be set of a tenant; what is absent stays. `limits` and `media` are set as a whole."""
+    """What is to be set of a tenant; what is absent stays. `limits`, `media` and `moderation` are set as a whole."""
 
     name: str | UnsetType = UNSET
     status: Literal["active", "suspended"] | UnsetType = UNSET
     limits: Json | UnsetType = UNSET
     media: Json | UnsetType = UNSET
+    moderation: Json | UnsetType = UNSET
 
     @property
     def terms(self) -> TenantTerms:
@@ -140,7 +141,7 @@ def encode_list(found: Sequence[Item], limit: int, encode: Callable[[Item], Json
 
 
 def encode_tenant(tenant: Tenant, currency: str) -> Json:
-    """A tenant; `limits` and `media` are where it differs from the settings."""
+    """A tenant; `limits`, `media` and `moderation` are where it differs from the settings."""
     return {
         "object": "tenant",
         "id": tenant.id,
@@ -149,6 +150,7 @@ def encode_tenant(tenant: Tenant, currency: str) -> Json:
         "created_at": tenant.created_at // 1000,
         "limits": tenant.limits,
         "media": tenant.media,
+        "moderation": tenant.moderation,
         "currency": currency,
     }
 

@@ -20,11 +20,12 @@ from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Ov
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import ModelInfo, Request
-from qwen3vl_compat.policies import Generate, Moderation
+from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.cache import Cache
 from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.limiting import Claim, make_limiter
+from qwen3vl_compat.policies.moderation.policy import Moderators
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
@@ -45,7 +46,7 @@ class Service:
     generate: Generate
     cache: Cache
     books: Bookkeeping
-    moderation: Moderation
+    moderation: Moderators
     prepared: Callable[[Request], AbstractAsyncContextManager[Request]]
     sandbox: Sandbox
 
@@ -104,6 +105,7 @@ class Service:
             await self.files.close()
         await self.engine.close()
         await self.cache.close()
+        await self.moderation.close()
         await self.close_books()
 
     @property
@@ -124,7 +126,7 @@ async def whole_answer(
     """Generate to the end, then answer; a client that leaves ends the generation."""
     completion = await unless_gone(fold(_events(service, exchange, request)), receive)
     request = _as_answered(exchange, request)
-    ignored = _ignored(request)
+    ignored = ignored_header(request)
     await service.repeats.learn(exchange, request, ignored)
     headers = exchange.answer_headers | ignored
     return Response(encode(request, completion), media_type="application/json", headers=headers)
@@ -138,7 +140,7 @@ async def streamed_answer(
     first = await unless_gone(_first(events), receive)
     request = _as_answered(exchange, request)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
-    headers |= exchange.answer_headers | _ignored(request)
+    headers |= exchange.answer_headers | ignored_header(request)
 
     async def respond(scope: Scope, receive: Receive, send: Send) -> None:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -195,7 +197,7 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
     """The generation, noted for the log and the answer's head."""
     service.check_ready()
     request = _known(service, exchange, request)
-    request = replace(request, seconds=_allowed(service, exchange))
+    request = replace(request, seconds=allowed(service, exchange))
     async with aclosing(service.generate(request)) as events:
         async for event in events:
             if isinstance(event, Started):
@@ -221,7 +223,7 @@ def served(service: Service, exchange: Exchange) -> list[ModelInfo]:
     return [model for model in service.engine.models() if exchange.key is None or exchange.key.may_call(model.id)]
 
 
-def _allowed(service: Service, exchange: Exchange) -> float:
+def allowed(service: Service, exchange: Exchange) -> float:
     """Seconds this request may take: the server's own limit, or less if the client says so."""
     asked = exchange.headers.get("x-server-timeout")
     if asked is None:
@@ -243,7 +245,7 @@ async def counted(service: Service, exchange: Exchange, request: Request, receiv
         asked = _known(service, exchange, request)
         with service.lifecycle.work():
             try:
-                async with asyncio.timeout(_allowed(service, exchange)), service.prepared(asked) as checked:
+                async with asyncio.timeout(allowed(service, exchange)), service.prepared(asked) as checked:
                     return await service.engine.count(checked)
             except TimeoutError:
                 raise DeadlineExceeded("The time allowed for this request is over.") from None
@@ -267,7 +269,7 @@ def _as_answered(exchange: Exchange, request: Request) -> Request:
     return request if first is None else replace(request, id=first.id, created=first.created)
 
 
-def _ignored(request: Request) -> dict[str, str]:
+def ignored_header(request: Request) -> dict[str, str]:
     """The header that names fields without effect."""
     if not request.ignored:
         return {}

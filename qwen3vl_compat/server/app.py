@@ -20,12 +20,13 @@ from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, NotFou
 from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox, SandboxLimits
-from qwen3vl_compat.policies import Unmoderated, chain
+from qwen3vl_compat.policies import chain
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.cache import Cache, Ways
 from qwen3vl_compat.policies.caching import Shelf, make_store
 from qwen3vl_compat.policies.media import MediaPolicy
 from qwen3vl_compat.policies.metering import Metering
+from qwen3vl_compat.policies.moderation.policy import Moderators, Terms
 from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import (
     admin_routes,
@@ -33,6 +34,7 @@ from qwen3vl_compat.server import (
     google_routes,
     health,
     model_routes,
+    moderation_routes,
     openai_routes,
     upload_routes,
     usage_routes,
@@ -43,6 +45,7 @@ from qwen3vl_compat.server.door import OPEN_PATHS, Door, failures, no_database
 from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.guard import METRICS, Guard
+from qwen3vl_compat.server.moderators import make_moderators
 from qwen3vl_compat.settings import Settings
 
 
@@ -96,12 +99,18 @@ def build_service(
     service.books = books = Bookkeeping(
         service.ledger, service.limiter, accounts.terms, accounts.price, settings.ledger.currency
     )
-    service.moderation = moderation = Unmoderated()
+    service.moderation = moderation = Moderators(
+        settings.moderation,
+        make_moderators(settings.moderation),
+        Terms(accounts.moderation, accounts.remembered_moderation),
+        books,
+        engine.vision,
+    )
     metering = Metering(books, engine.count, engine.room, engine.check)
     models = {model.id: model for model in engine.models()}
 
     def model_of(name: str) -> str:
-        return " ".join((__version__, models[name].revision, models[name].digest))
+        return " ".join((__version__, models[name].revision, models[name].digest, moderation.fingerprint))
 
     ways = Ways(policy.gathered, moderation, metering, books, model_of, encode_whole)
     together = bool(settings.cache.redis) and settings.cache.redis == settings.limits.redis
@@ -127,6 +136,7 @@ def build_routes(service: Service) -> Litestar:
         route_handlers=[
             openai_routes.chat_completions,
             google_routes.call_model,
+            moderation_routes.moderate,
             model_routes.list_models,
             model_routes.get_model,
             file_routes.create_file,

@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from msgspec.structs import replace
 
-from qwen3vl_compat.errors import InvalidRequest, NotFound
+from qwen3vl_compat.errors import ApiError, InvalidRequest, NotFound
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, counted, streamed_answer, whole_answer
@@ -63,4 +63,16 @@ async def _streamed(service: Service, exchange: Exchange, asked: Request, http: 
         return generate_content.encode_stream(request, events, array=array)
 
     content_type = "application/json" if array else sse.CONTENT_TYPE
-    return await streamed_answer(service, exchange, asked, http.receive, encode, content_type)
+    try:
+        return await streamed_answer(service, exchange, asked, http.receive, encode, content_type)
+    except ApiError as error:
+        if not generate_content.is_blocked(error):
+            raise
+        _, headers, _ = exchange.encode(error)
+        headers["content-type"] = content_type
+        return Response(
+            generate_content.encode_blocked(error, array=array),
+            status_code=200,
+            headers=headers,
+            media_type=content_type,
+        )

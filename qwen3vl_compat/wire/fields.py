@@ -132,6 +132,13 @@ OPENAI: Mapping[str, Rules] = {
 }
 """What becomes of every field; an unlisted one is ignored and named in `x-ignored-fields`."""
 
+MODERATIONS: Mapping[str, Rules] = {
+    "request": {"input": HONOURED, "model": HONOURED},
+    "part": {"type": HONOURED, "text": HONOURED, "image_url": HONOURED},
+    "image_url": {"url": HONOURED, "detail": HONOURED, "max_pixels": HONOURED},
+}
+"""What becomes of every field of `/v1/moderations`; an unlisted one is ignored and named."""
+
 GOOGLE: Mapping[str, Rules] = {
     "request": {
         "model": HARMLESS,

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.errors import ApiError, ContentRefused
 from qwen3vl_compat.events import (
     Choice,
     Completion,
@@ -37,7 +37,12 @@ __all__ = [
     "status_of",
 ]
 
-_REASONS: Mapping[FinishReason, str] = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
+_REASONS: Mapping[FinishReason, str] = {
+    "stop": "STOP",
+    "length": "MAX_TOKENS",
+    "tool_calls": "STOP",
+    "content_filter": "SAFETY",
+}
 
 
 def _modalities(usage: Usage) -> list[Json]:
@@ -204,14 +209,29 @@ _STATUS = {
 
 
 def status_of(error: ApiError) -> int:
-    """The HTTP status on this wire: Google answers no key with 403 and a wrong one with 400."""
+    """The HTTP status on this wire: Google answers no key with 403, a wrong one with 400, what is blocked with 200."""
+    if is_blocked(error):
+        return 200
     if error.code == "missing_api_key":
         return 403
     return 400 if error.code == "invalid_api_key" else error.status
 
 
+def is_blocked(error: ApiError) -> bool:
+    """Whether it is a moderator's objection, told again or not: on this wire an answer without candidates."""
+    return error.code == ContentRefused.code
+
+
+def encode_blocked(error: ApiError, *, array: bool) -> bytes:
+    """The only message of a stream that is not begun."""
+    return b"[" + encode_error(error) + b"]" if array else sse.encode(encode_error(error))
+
+
 def encode_error(error: ApiError) -> bytes:
     """Google's error envelope, with the field named in a BadRequest detail and a bad key in an ErrorInfo."""
+    if is_blocked(error):
+        counts = {"promptTokenCount": 0, "totalTokenCount": 0}  # nothing was counted before it was refused
+        return msgspec.json.encode({"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": counts})
     code = status_of(error)
     details: list[Json] = []
     if error.code == "invalid_api_key":

@@ -2,13 +2,13 @@
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from qwen3vl_compat.errors import ApiError
+from qwen3vl_compat.errors import ApiError, ContentRefused
 from qwen3vl_compat.events import (
     Delta,
     Events,
@@ -163,6 +163,16 @@ def _encode_response(part: Part) -> Any:
     return value if isinstance(value, dict) else {"output": text}  # pyright: ignore[reportUnknownVariableType]
 
 
+_REASONS: Mapping[str, FinishReason] = {
+    "STOP": "stop",
+    "MAX_TOKENS": "length",
+    "SAFETY": "content_filter",
+    "PROHIBITED_CONTENT": "content_filter",
+    "BLOCKLIST": "content_filter",
+    "SPII": "content_filter",
+}
+
+
 class _Call(Struct):
     name: str
     id: str = ""
@@ -234,9 +244,14 @@ class _StreamedUsage(Struct, rename="camel"):
         )
 
 
+class _Feedback(Struct, rename="camel"):
+    block_reason: str = ""
+
+
 class _Streamed(Struct, rename="camel"):
     candidates: list[_StreamedCandidate] = []
     usage_metadata: _StreamedUsage | None = None
+    prompt_feedback: _Feedback | None = None
     error: dict[str, Any] | None = None
 
 
@@ -246,19 +261,20 @@ async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
     Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.
     """
     received, calls = Received(), dict[int, int]()
-    reasons: dict[str, FinishReason] = {"STOP": "stop", "MAX_TOKENS": "length"}
     yield Started(Usage(prompt_text=0))
     async for data in sse.decode(chunks):
         message = msgspec.json.decode(data, type=_Streamed)
         if message.error is not None:
             raise _received_error(message.error)
+        if message.prompt_feedback and message.prompt_feedback.block_reason:
+            raise ContentRefused
         if message.usage_metadata:
             received.usage = message.usage_metadata.counted()
         for candidate in message.candidates:
             for event in _deltas(received, candidate, calls):
                 yield event
             if candidate.finish_reason is not None:
-                reason = reasons.get(candidate.finish_reason, "stop")
+                reason = _REASONS.get(candidate.finish_reason, "stop")
                 called = reason == "stop" and calls.get(candidate.index)
                 received.end(candidate.index, "tool_calls" if called else reason, candidate.finish_message)
     for end in received.finishes():

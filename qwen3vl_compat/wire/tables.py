@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 
 from qwen3vl_compat.wire.body import Rules
-from qwen3vl_compat.wire.fields import GOOGLE, OPENAI
+from qwen3vl_compat.wire.fields import GOOGLE, MODERATIONS, OPENAI
 
 WIRES: Mapping[str, Mapping[str, Rules]] = {
     "OpenAI: /v1/chat/completions": OPENAI,
+    "OpenAI: /v1/moderations": MODERATIONS,
     "Google: models/{model}:generateContent": GOOGLE,
 }
 
