@@ -33,7 +33,7 @@ MODEL = ("engines.local", "demo.batches", "demo.blank", "demo.train")
 OWNERS = {
     "litestar": ("server",),
     "langchain_core": ("adapters",),
-    "httpcore": ("media.fetch",),
+    "httpcore": ("media.fetch", "server.moderators"),
     "obstore": ("media.store",),
     "python_multipart": ("server.form",),
     "redis": ("policies.limiting",),

@@ -445,6 +445,7 @@ class TestEndpoints:
         ("path", "endpoint"),
         [
             ("/v1/chat/completions", "generate"),
+            ("/v1/moderations", "moderations"),
             ("/v1/models", "models"),
             ("/v1beta/models/qwen3-vl", "models"),
             ("/v1beta/models/a:b", "models"),

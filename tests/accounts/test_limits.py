@@ -3,11 +3,12 @@
 import pytest
 from sqlalchemy import Engine
 
+from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.keys import Keys, UnknownTenant
 from qwen3vl_compat.accounts.limits import TenantLimits
 from qwen3vl_compat.accounts.tenants import Tenants
 from qwen3vl_compat.accounts.terms import Unfit
-from qwen3vl_compat.settings import LimitSettings, MediaSettings, Quotas
+from qwen3vl_compat.settings import LimitSettings, MediaSettings, ModerationSettings, Quotas, Settings
 
 from .conftest import Clock
 
@@ -119,3 +120,19 @@ def test_there_must_be_such_a_tenant(tenants: Tenants) -> None:
         tenants.change("nobody", status="suspended")
     with pytest.raises(UnknownTenant):
         tenants.get("no body")
+
+
+async def test_a_tenants_terms_of_moderation_differ_and_are_remembered(engine: Engine) -> None:
+    settings = Settings(moderation=ModerationSettings(on_failure="open"))
+    accounts = open_accounts(engine, settings)
+    accounts.tenants.create("acme")
+    accounts.tenants.reword("acme", {"moderation.on_failure": "flag", "moderation.off": "one, two"})
+    assert accounts.remembered_moderation("acme") is None
+    terms = await accounts.moderation("acme")
+    assert (terms.on_failure, terms.off) == ("flag", ("one", "two"))
+    assert accounts.remembered_moderation("acme") == terms
+    assert (await accounts.moderation("nobody")).on_failure == "open"
+    for name, value in (("on_failure", "maybe"), ("unknown", "x")):
+        with pytest.raises(Unfit, match=f"moderation.{name}"):
+            accounts.tenants.reword("acme", {f"moderation.{name}": value})
+    assert accounts.tenants.reword("acme", {"moderation.on_failure": "", "moderation.off": ""}).moderation == {}

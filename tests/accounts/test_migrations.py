@@ -111,7 +111,9 @@ class TestMigrations:
         assert Keys(engine).find(key.secret_text) == key.key
         engine.dispose()
         with closing(sqlite3.connect(state_dir / FILE)) as connection:
-            assert connection.execute("SELECT * FROM tenants").fetchall() == [("acme", "Acme", "active", 5, None, None)]
+            assert connection.execute("SELECT * FROM tenants").fetchall() == [
+                ("acme", "Acme", "active", 5, None, None, None)
+            ]
             assert connection.execute("SELECT count(*) FROM files, uploads").fetchall() == [(0,)]
             assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0004",)]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen3vl_compat.errors import ApiError, InvalidRequest
+from qwen3vl_compat.errors import ApiError, ContentRefused, InvalidRequest
 from qwen3vl_compat.events import (
     Completion,
     Event,
@@ -345,6 +345,38 @@ async def test_a_failure_in_the_stream_is_its_last_event(name: str) -> None:
     assert last.startswith(b'data: {"error":{')
     assert last.endswith(b"\n\n")
     assert b"[DONE]" not in last
+
+
+@wires
+@pytest.mark.parametrize("text", ["", "a"])
+async def test_an_answer_that_a_moderator_ended_says_so(name: str, text: str) -> None:
+    wire, client, _ = WIRES[name]
+    end = Finish(0, "content_filter", Usage(prompt_text=1, completion=1), moderation="words:violence")
+    events = [Started(end.usage), *([TextDelta(0, text, 1)] if text else []), end]
+    sent = [chunk async for chunk in wire.encode_stream(request_for(1), played(events))]
+    got = await fold(client.decode_stream(cut(wire.encode_stream(request_for(1), played(events)), 7)))
+    assert (got.choices[0].reason, got.choices[0].text, got.usage.completion) == ("content_filter", text, 1)
+    whole = wire.encode_completion(request_for(1), await fold(played(events)))
+    assert all(b"violence" not in each for each in (*sent, whole))  # that is for the ledger
+    said = b'"finishReason":"SAFETY"' if name == "generate_content" else b'"finish_reason":"content_filter"'
+    assert said in b"".join(sent)
+    assert said in whole
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_what_is_refused_for_its_content_is_no_error_to_google(again: bool) -> None:
+    """Nor when it is told again, as an error that has only the code of the first."""
+    error = ApiError("no", status=400, code="content_policy_violation") if again else ContentRefused()
+    assert generate_content.status_of(error) == 200
+    assert json.loads(generate_content.encode_error(error))["promptFeedback"] == {"blockReason": "SAFETY"}
+    assert len(json.loads(generate_content.encode_blocked(error, array=True))) == 1
+
+    async def sent() -> AsyncIterator[bytes]:
+        yield generate_content.encode_blocked(error, array=False)
+
+    with pytest.raises(ContentRefused):
+        await fold(google_client.decode_stream(sent()))
+    assert json.loads(openai_chat.encode_error(error))["error"]["code"] == "content_policy_violation"
 
 
 async def test_google_lines_are_data_with_a_space_and_nothing_else() -> None:

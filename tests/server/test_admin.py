@@ -147,6 +147,7 @@ async def test_a_tenant_is_made_shown_changed_and_listed(office: Office) -> None
         "status": "active",
         "limits": {"tokens": 5},
         "media": {},
+        "moderation": {},
         "currency": "USD",
     }
     body = {"name": "New", "status": "suspended", "limits": {"budget": "5.00/month"}, "media": {"max_images": 2}}
