@@ -48,8 +48,9 @@ from qwen3vl_compat.messages import (
     Video,
 )
 from qwen3vl_compat.policies import Generate, before
+from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
-from qwen3vl_compat.policies.metering import Bookkeeping, Metering
+from qwen3vl_compat.policies.metering import Metering
 from qwen3vl_compat.policies.moderation import Moderator, Verdict
 from qwen3vl_compat.policies.moderation.policy import Moderators, Terms
 from qwen3vl_compat.policies.moderation.service import MOST_FAILURES, PAUSE_S, Service
@@ -479,11 +480,16 @@ async def test_what_lists_of_words_say_of_a_text_is_said_at_once(house: House) -
     assert passes is not None
     assert [passes("all is well"), passes("a murder")] == [True, False]
     assert house.moderators(Words(LISTS), house.service(("during",))).instant("acme") is None
-    nobody = house.moderators(Words(LISTS, stages=("before",)), house.service(("before",))).instant("acme")
+    assert house.moderators(Words(LISTS), house.service(("before",))).instant("acme") is None
+    moderators = house.moderators(Words(LISTS, stages=("before",)))
+    nobody = moderators.instant("acme")
     assert nobody is not None
     assert nobody("a murder")
+    assert moderators.instant("acme") is nobody  # so that whoever keeps it sees when it changes
+    house.terms = ModerationTerms(off=("words",))
+    assert moderators.instant("acme") is not nobody
     house.terms = ModerationTerms(off=("svc",))
-    assert house.moderators(Words(LISTS), house.service(("during",))).instant("acme") is not None
+    assert house.moderators(Words(LISTS), house.service()).instant("acme") is not None
 
 
 def test_other_moderators_have_another_fingerprint() -> None:
