@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from qwen3vl_compat.errors import OutOfCredit, RateLimited
+from qwen3vl_compat.errors import ContentRefused, OutOfCredit, RateLimited
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Progress, Started, Usage, fold, joined
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Moderation
@@ -136,7 +136,7 @@ class Cache:
             flight.join()
             try:
                 started = await flight.started()
-            except (RateLimited, OutOfCredit):  # which is about the caller who came first
+            except (ContentRefused, RateLimited, OutOfCredit):  # of the one who came first, and in a row of its own
                 await flight.leave()
             except BaseException:
                 await flight.leave()

@@ -16,6 +16,8 @@ class Moderating(ThreadingHTTPServer):
     mode = "well"
     """`well`, or how it fails: `500`, `hangs`, `bad json`, `wrong shape`, `dies`."""
     against_pictures = False
+    pause = 0.0
+    """Seconds before it answers."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answering)
@@ -46,6 +48,7 @@ class _Answering(BaseHTTPRequestHandler):
 
     def _say(self, good: bytes) -> None:
         mode = self.server.mode
+        time.sleep(self.server.pause)
         if mode == "hangs":
             time.sleep(3)
         said = {"bad json": b"{", "wrong shape": b'{"results": {}}'}.get(mode, good)

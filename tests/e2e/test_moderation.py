@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -283,6 +284,19 @@ def test_a_service_is_shown_pictures(asking: Served, near: Moderating, wire: str
     check_blocked(asking, key, wire, False, "near:hate")
     assert near.asked[-1] == (["What is it?"], 1)
     assert ask(asking, key, wire, PICTURE, "What is it?").text.endswith("What is it?")
+
+
+def test_of_two_who_ask_the_same_at_once_each_is_refused_and_booked(asking: Served, near: Moderating) -> None:
+    """They would share one answer; the pictures are asked about on the way to it."""
+    key = new_key(asking)
+    body = {"model": "qwen3-vl", "messages": chat(PICTURE, "What is it?"), "temperature": 0}
+    near.against_pictures, near.pause = True, 0.2
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(asking.post, "/v1/chat/completions", body, key) for _ in range(2)]
+        answers = [call.result() for call in calls]
+    near.against_pictures, near.pause = False, 0.0
+    assert [answer.json()["error"]["code"] for answer in answers] == ["content_policy_violation"] * 2
+    assert [row["moderation"] for row in rows(asking, key)] == ["near:hate"] * 2
 
 
 @wires
