@@ -24,7 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*VALUES, "wire"), ("msgspec",)),
     "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi", "obstore"),
-    "policies": ("msgspec", "limits", "slowapi", "redis"),
+    "policies": ("msgspec", "limits", "slowapi", "redis", "hiredis"),
 }
 """The packages, beside the standard library, that a room may import."""
 
@@ -36,7 +36,7 @@ OWNERS = {
     "httpcore": ("media.fetch", "server.moderators"),
     "obstore": ("media.store",),
     "python_multipart": ("server.form",),
-    "redis": ("policies.limiting",),
+    **dict.fromkeys(("redis", "hiredis"), ("policies.limiting",)),
     "psycopg": ("accounts.postgres",),
     **dict.fromkeys(("torch", "transformers", "accelerate"), MODEL),
 }
