@@ -1,4 +1,4 @@
-"""The peers, apart from this project: `python -m benchmarks.peers transformers` (or xgrammar) makes .build/peers/NAME.
+"""The peers, apart from this project: `python -m benchmarks.peers NAME` makes .build/peers/NAME, see below for names.
 
 `transformers serve` needs torchvision for a vision-language model's processor. Where only a CPU build of torch is at
 hand, there is none of torchvision: it is installed without its dependencies, and two of its files are emptied of what
@@ -54,5 +54,12 @@ def xgrammar() -> None:
     subprocess.run([*pip, "xgrammar", "apache-tvm-ffi"], check=True)
 
 
+def litellm() -> None:
+    """LiteLLM's proxy."""
+    folder = PEERS / "litellm"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "-q", "litellm[proxy]==1.106.2"], check=True)
+
+
 if __name__ == "__main__":
-    {"transformers": transformers, "xgrammar": xgrammar}[sys.argv[1]]()
+    {"transformers": transformers, "xgrammar": xgrammar, "litellm": litellm}[sys.argv[1]]()
