@@ -45,7 +45,7 @@ class Engine(Protocol):
         """Raise InvalidRequest for what no answer can be held to, as a schema or a token's id; asked before booking."""
         ...
 
-    def collect(self) -> Iterable[Metric]:
+    async def collect(self) -> Iterable[Metric]:
         """What it tells of itself, for Prometheus."""
         ...
 

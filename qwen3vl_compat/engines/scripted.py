@@ -75,7 +75,7 @@ class ScriptedEngine:
         digest = hashlib.sha256(repr([(each.pattern, answer) for each, answer in self._script]).encode()).hexdigest()
         return (ModelInfo(id=self._name, created=0, context=self._context, max_output=self._context, digest=digest),)
 
-    def collect(self) -> Iterable[Metric]:
+    async def collect(self) -> Iterable[Metric]:
         """Nothing to tell."""
         return ()
 

@@ -1,5 +1,6 @@
 """Is it alive, can it take work, how is it doing."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from litestar import Response, get
@@ -29,7 +30,7 @@ async def readyz(service: NamedDependency[Service]) -> Response[dict[str, Any]]:
 async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
     """The engine's figures, and what was charged, in Prometheus' text form."""
     registry = CollectorRegistry(auto_describe=False)
-    for told in (service.engine, service.totals):
-        registry.register(told)  # pyright: ignore[reportArgumentType]
+    told = SimpleNamespace(collect=[*await service.engine.collect(), *service.totals.collect()].copy)
+    registry.register(told)  # pyright: ignore[reportArgumentType]
     form, _, _ = CONTENT_TYPE_LATEST.partition("; charset")  # which is added to it
     return Response(generate_latest(registry), media_type=form)

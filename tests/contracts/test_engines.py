@@ -1,7 +1,7 @@
-"""What every engine keeps. A new engine is one more row of ENGINES."""
+"""What every engine keeps. A new engine is one more row of ENGINES; each is asked behind a socket too."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
@@ -16,19 +16,30 @@ from qwen3vl_compat.events import Completion, Finish, Started, TextDelta, fold
 from qwen3vl_compat.media.image import decode_image
 from qwen3vl_compat.messages import Message, Request, Sampling, Text
 from qwen3vl_compat.settings import load_settings
+from tests.engines.across import across
 from tests.serving import UNCOMPILED
 
+ENGINES: dict[str, Callable[[], Engine]] = {
+    "scripted": lambda: ScriptedEngine(load_settings(environment={"QWEN3VL_MODEL__PAUSE": "0.002"})),
+    "local": lambda: LocalEngine(load_settings(environment=UNCOMPILED)),
+}
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", "local"])
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made: Engine = (
-        LocalEngine(load_settings(environment=UNCOMPILED))
-        if request.param == "local"
-        else ScriptedEngine(load_settings(environment={"QWEN3VL_MODEL__PAUSE": "0.002"}))
-    )
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
+async def near(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    made = ENGINES[request.param]()
     await made.start()
     yield made
     await made.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["here", "behind a socket"])
+async def engine(near: Engine, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    if request.param == "here":
+        yield near
+        return
+    async with across(near) as remote:
+        yield remote
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

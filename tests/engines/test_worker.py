@@ -100,7 +100,7 @@ async def test_closing_stops_within_a_step(engine: LocalEngine) -> None:
     await events.aclose()
     await asyncio.sleep(0.2)
     assert not engine._worker.busy
-    told = {sample.name: sample.value for metric in engine.collect() for sample in metric.samples}
+    told = {sample.name: sample.value for metric in await engine.collect() for sample in metric.samples}
     assert told["qwen3vl_generated_tokens_total"] < 2_000
 
 
@@ -108,7 +108,7 @@ async def test_metrics_tell_what_happened(engine: LocalEngine) -> None:
     for _ in range(2):
         await outcome(engine, ask(engine, "Read the text. " * 20, picture=True))
     await idle(engine)
-    told = {sample.name: sample.value for metric in engine.collect() for sample in metric.samples}
+    told = {sample.name: sample.value for metric in await engine.collect() for sample in metric.samples}
     assert told["qwen3vl_first_token_seconds_count"] == 2
     assert told["qwen3vl_inter_token_seconds_count"] == told["qwen3vl_generated_tokens_total"] - 2
     assert told["qwen3vl_prefix_hits_total"] >= 32

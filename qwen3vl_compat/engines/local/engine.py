@@ -90,7 +90,7 @@ class LocalEngine:
         """The one checkpoint, under the name it is served by."""
         return (self._info,)
 
-    def collect(self) -> Iterable[Metric]:
+    async def collect(self) -> Iterable[Metric]:
         """Queue, memory, tokens and times."""
         return self._worker.metrics.collect() if self._worker is not None else ()
 
