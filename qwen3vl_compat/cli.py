@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import logging
 import os
 import shutil
 import socket
@@ -21,6 +20,7 @@ from qwen3vl_compat.cli_options import add_config, database_of, settings_of
 from qwen3vl_compat.cli_usage import add_usage
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines import EngineUnusable, make_engine
+from qwen3vl_compat.server.log import begin_log
 from qwen3vl_compat.settings import Settings, SettingsError
 
 _REFUSALS = (
@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--revision", dest="model.revision", help="revision of a hub model")
     serve.add_argument("--host", dest="server.host")
     serve.add_argument("--port", dest="server.port", type=int)
+    serve.add_argument("--workers", dest="server.workers", type=int, help="front processes (default: 0, all in one)")
     serve.set_defaults(run=_serve)
     cli_accounts.add_commands(commands)
     add_config(add_usage(commands, settings_of, database_of))
@@ -78,22 +79,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> None:
     settings = settings_of(options)
-    logging.basicConfig(
-        level=settings.log.level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
-    for chatty in ("uvicorn", "httpx", "alembic"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
-    from qwen3vl_compat.server.run import serve  # the web framework is not loaded to manage keys
-
-    listener = _listen(settings)
+    begin_log(settings.log)
+    listener = _bound(settings)
     accounts = open_accounts(database_of(settings), settings)
     engine = make_engine(settings)
     print(f"Loading {settings.model.path or 'the bundled model'} ...", flush=True)
+
+    def started() -> None:
+        print(_welcome(settings, accounts.keys), flush=True)
+
+    # The web framework is loaded by neither the commands that manage keys nor a process that only has the engine.
     with listener:
-        serve(settings, engine, accounts, listener, lambda: print(_welcome(settings, accounts.keys), flush=True))
+        if settings.server.workers:
+            from qwen3vl_compat.server import fronts
+
+            fronts.serve(settings, engine, listener, started)
+        else:
+            from qwen3vl_compat.server import run
+
+            run.serve(settings, engine, accounts, listener, started)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _bound(settings: Settings) -> socket.socket:
+    """Where to listen; with fronts it is they who do."""
     family = socket.AF_INET6 if ":" in settings.server.host else socket.AF_INET
     # asyncio turns Nagle's delay off only for sockets that name TCP; with it a stream's first chunk waits 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -101,7 +109,8 @@ def _listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.server.host, settings.server.port))
-        listener.listen(2048)
+        if not settings.server.workers:
+            listener.listen(2048)
     except (OSError, OverflowError):
         address = f"{settings.server.host}:{settings.server.port}"
         raise SettingsError(f"The address {address} is taken or cannot be used; choose another --port.") from None

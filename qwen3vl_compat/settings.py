@@ -44,6 +44,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8080
     state_dir: str = "~/.local/state/qwen3vl-compat"
+    workers: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Front processes that take requests for the one with the model; 0 is one process for all."""
     deadline: Seconds = 600
     """A request may take this long; `X-Server-Timeout` can only lower it."""
     grace: Seconds = 30

@@ -48,10 +48,11 @@ def serving(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     during: Callable[[str], None] | None = None,
+    module: str = "qwen3vl_compat",
 ) -> Iterator[Served]:
     """Start `qwen3vl-compat serve` on a free port with its state in `folder`; stop it at the end.
 
-    `during` is called with its address while it starts.
+    `during` is called with its address while it starts; `module` is run in place of the program's own.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -61,7 +62,7 @@ def serving(
     command = [
         sys.executable,
         "-m",
-        "qwen3vl_compat",
+        module,
         "serve",
         "--port",
         str(port),

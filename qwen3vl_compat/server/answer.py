@@ -60,7 +60,9 @@ class Service:
             accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait, closed=self._sum_up
         )
         heart = self.ledger.heartbeat
-        self.limiter = make_limiter(settings.limits, self._used, share=lambda: heart.living)
+        self.limiter = make_limiter(
+            settings.limits, self._used, share=lambda: max(heart.living, settings.server.workers)
+        )
         self.idempotency = Idempotency(
             Replies(accounts.database, self.ledger.owner, heart.alive, settings.ledger.replies)
         )

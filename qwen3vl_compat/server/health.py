@@ -1,12 +1,12 @@
 """Is it alive, can it take work, how is it doing."""
 
-from types import SimpleNamespace
 from typing import Any
 
 from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.server.answer import Service
 
@@ -26,11 +26,21 @@ async def readyz(service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     return Response(body, status_code=200 if service.ready else 503)
 
 
+class _Told:
+    """Figures that were collected, for a registry, which cannot wait for them."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
 @get("/metrics")
 async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
     """The engine's figures, and what was charged, in Prometheus' text form."""
     registry = CollectorRegistry(auto_describe=False)
-    told = SimpleNamespace(collect=[*await service.engine.collect(), *service.totals.collect()].copy)
+    told = _Told([*await service.engine.collect(), *service.totals.collect()])
     registry.register(told)  # pyright: ignore[reportArgumentType]
     form, _, _ = CONTENT_TYPE_LATEST.partition("; charset")  # which is added to it
     return Response(generate_latest(registry), media_type=form)

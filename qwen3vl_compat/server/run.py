@@ -51,16 +51,19 @@ class _Server(uvicorn.Server):
         await self._service.lifecycle.drain(self._service.settings.server.grace)
         self.should_exit = True
 
+    async def abandon(self) -> None:
+        """Take no connection more, let what runs come to its end, which is near, and end."""
+        for listening in self.servers:
+            listening.close()
+        await self._service.lifecycle.drain(1)
+        self.should_exit = True
 
-async def _serve(
-    settings: Settings,
-    engine: Engine,
-    accounts: Accounts,
-    listener: socket.socket,
-    started: Callable[[], None],
+
+async def serve_until(
+    service: Service, listener: socket.socket, started: Callable[[], None], lost: asyncio.Event | None = None
 ) -> None:
-    files = make_files(settings, accounts.database)
-    service = build_service(settings, engine, accounts, files=files)
+    """Serve until a signal, or until the engine is `lost`. Raises what `serve` does."""
+    settings = service.settings
     config = uvicorn.Config(
         build_app(service),  # pyright: ignore[reportArgumentType]
         http=with_patience(settings.server.read_idle, refusal),
@@ -73,10 +76,29 @@ async def _serve(
         timeout_graceful_shutdown=1,
         timeout_keep_alive=30,
     )
+    server = _Server(config, service, started)
+
+    async def abandon_when_lost() -> None:
+        if lost is not None and await lost.wait():
+            await server.abandon()
+
+    watching = asyncio.create_task(abandon_when_lost())
     try:
-        await _Server(config, service, started).serve(sockets=[listener])
+        await server.serve(sockets=[listener])
     finally:
+        watching.cancel()
         await service.close()
+
+
+async def _serve(
+    settings: Settings,
+    engine: Engine,
+    accounts: Accounts,
+    listener: socket.socket,
+    started: Callable[[], None],
+) -> None:
+    service = build_service(settings, engine, accounts, files=make_files(settings, accounts.database))
+    await serve_until(service, listener, started)
 
 
 def serve(

@@ -1,0 +1,105 @@
+"""A front: a process that takes requests, and has them answered by the one with the engine. `fronts` starts it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+
+import msgspec
+from prometheus_client.metrics_core import Metric
+from sqlalchemy.exc import OperationalError
+
+from qwen3vl_compat.accounts.books import open_accounts
+from qwen3vl_compat.accounts.database import DatabaseUnusable
+from qwen3vl_compat.accounts.ledger import LedgerUnavailable
+from qwen3vl_compat.accounts.money import Counts
+from qwen3vl_compat.accounts.totals import Totals
+from qwen3vl_compat.cli_options import database_of
+from qwen3vl_compat.engines import EngineUnusable
+from qwen3vl_compat.engines.remote import RemoteEngine
+from qwen3vl_compat.media.store import StoreUnusable
+from qwen3vl_compat.server.app import build_service
+from qwen3vl_compat.server.files import make_files
+from qwen3vl_compat.server.fronts import Closed, Refused, Serving, Words
+from qwen3vl_compat.server.log import begin_log
+from qwen3vl_compat.server.run import serve_until
+from qwen3vl_compat.settings import Settings, SettingsError
+
+ALONE_S = 10
+"""A front does not live longer than this without the process with the engine, whatever it waits for."""
+
+_REFUSALS = (SettingsError, DatabaseUnusable, LedgerUnavailable, StoreUnusable, OperationalError)
+"""What an operator can put right."""
+
+
+class Reported(Totals):
+    """What this front has charged: kept by the process with the engine, which tells the sum of all fronts."""
+
+    def __init__(self, engine: RemoteEngine, settings: Settings) -> None:
+        super().__init__(settings.ledger.currency)
+        self._engine, self._loop = engine, asyncio.get_running_loop()
+
+    def add(self, tenant: str, model: str, state: str, counts: Counts, cost: int) -> None:
+        """Report it."""
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            self._loop.call_soon_threadsafe(_say, self._engine, Closed(tenant, model, state, counts, cost))
+
+    def collect(self) -> Iterator[Metric]:
+        """Nothing: it is told with the engine's figures."""
+        return iter(())
+
+
+def _say(engine: RemoteEngine, words: Words) -> None:
+    engine.say(msgspec.msgpack.encode(words))
+
+
+async def _serve(settings: Settings, engine: RemoteEngine, listener: socket.socket) -> None:
+    accounts = open_accounts(database_of(settings), settings)
+    service = build_service(settings, engine, accounts, files=make_files(settings, accounts.database))
+    service.totals = Reported(engine, settings)
+    await serve_until(service, listener, lambda: _say(engine, Serving()), engine.lost)
+
+
+async def _run(settings: Settings, end: socket.socket, listener: socket.socket) -> int:
+    """The status to end with."""
+    try:
+        engine = await RemoteEngine.connect(end)
+    except EngineUnusable:
+        return 1
+
+    async def limit_life() -> None:
+        await engine.lost.wait()
+        signal.alarm(ALONE_S)
+
+    limiting = asyncio.create_task(limit_life())
+    try:
+        await _serve(settings, engine, listener)
+    except EngineUnusable:  # whoever has the engine has said why
+        return 1
+    except _REFUSALS as error:
+        _say(engine, Refused(str(error).partition("\n")[0]))
+        return 1
+    finally:
+        limiting.cancel()
+        await engine.disconnect()
+    return 0
+
+
+def main() -> None:
+    """Run as `python -m qwen3vl_compat.server.front SOCKET LISTENER`, with the settings on standard input."""
+    end, listener = (socket.socket(fileno=int(descriptor)) for descriptor in sys.argv[1:3])
+    for each in (end, listener):
+        os.set_inheritable(each.fileno(), False)
+    said = sys.stdin.buffer.read()
+    if not said:  # whoever started this is gone already
+        sys.exit(1)
+    settings = msgspec.msgpack.decode(said, type=Settings)
+    begin_log(settings.log)
+    sys.exit(asyncio.run(_run(settings, end, listener)))
+
+
+if __name__ == "__main__":
+    main()
