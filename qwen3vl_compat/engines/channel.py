@@ -17,6 +17,9 @@ HEAD = struct.Struct("<I")
 LARGEST = 256 * 2**20
 """Bytes of one message. What may be larger goes in pieces, between which others find their way."""
 
+READ = 2**18
+"""Bytes read at a time."""
+
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -24,7 +27,7 @@ class TooLarge(Exception):
     """A message is larger than LARGEST and was not sent."""
 
 
-class Channel(asyncio.Protocol, Generic[T]):
+class Channel(asyncio.BufferedProtocol, Generic[T]):
     """One end. It hands each message of the other end to `take`, in the loop, and says once when that end is gone."""
 
     _transport: asyncio.Transport
@@ -34,6 +37,7 @@ class Channel(asyncio.Protocol, Generic[T]):
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind)
         self._take, self._gone = take, gone
         self._held, self._wanted = bytearray(), HEAD.size
+        self._read = memoryview(bytearray(READ))
         self._room, self._ended = asyncio.Event(), asyncio.Event()
         self._room.set()
 
@@ -72,6 +76,13 @@ class Channel(asyncio.Protocol, Generic[T]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where to read to: always the same place, for making one for each message costs more than all the rest."""
+        return self._read
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._read[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         """Hand on each message that is whole, and keep the rest."""

@@ -125,7 +125,10 @@ class RemoteEngine:
         return counted.usage
 
     async def check(self, request: Request) -> None:
-        """Refuse what no answer can be held to."""
+        """Refuse what no answer can be held to; where an answer is held to nothing, there is nothing to ask."""
+        asked = request.sampling
+        if request.format.kind == "text" and not (request.tools or asked.logit_bias or asked.stop_tokens):
+            return
         await self._ask(Check(next(self._numbers), bare(request)[0]), Done)
 
     def room(self, request: Request, usage: Usage) -> int:

@@ -21,7 +21,18 @@ from qwen3vl_compat.engines.remote import RemoteEngine
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overloaded, TooSlow
 from qwen3vl_compat.events import Event, Events, Finish, Started, TextDelta, Usage, fold
-from qwen3vl_compat.messages import Message, Part, Picture, Request, Sampling, Text, ToolResult, Video
+from qwen3vl_compat.messages import (
+    Message,
+    OutputFormat,
+    Part,
+    Picture,
+    Request,
+    Sampling,
+    Text,
+    Tool,
+    ToolResult,
+    Video,
+)
 from qwen3vl_compat.settings import load_settings
 from tests.engines.across import across
 from tests.serving import UNCOMPILED
@@ -69,6 +80,10 @@ def ask(*parts: Part, **more: Any) -> Request:
     return Request(id="r", created=0, model="qwen3-vl", messages=(Message("user", parts),), **more)
 
 
+HELD = ask(Text("Hi"), format=OutputFormat(kind="json_object"))
+"""A request whose answer is held to something."""
+
+
 async def until(found: Any) -> None:
     async with asyncio.timeout(20):
         while not found():  # noqa: ASYNC110
@@ -110,7 +125,7 @@ async def test_large_pictures_do_not_hold_up_others(near: Tried, far: RemoteEngi
 async def test_a_text_that_is_too_large_is_refused(far: RemoteEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel, "LARGEST", 2**20)
     large = ask(Text("x" * 2**20))
-    for asked in (far.count(large), far.check(large), fold(far.generate(large))):
+    for asked in (far.count(large), far.check(replace(large, format=HELD.format)), fold(far.generate(large))):
         with pytest.raises(InvalidRequest, match="can be handed to the model") as refused:
             await asked
         assert (refused.value.status, refused.value.code) == (413, "request_too_large")
@@ -172,12 +187,28 @@ def test_every_kind_of_error_is_tried() -> None:
 @pytest.mark.parametrize("error", KINDS, ids=lambda error: type(error).__name__)
 async def test_errors_go_through_as_they_were(error: ApiError, near: Tried, far: RemoteEngine) -> None:
     near.failure = error
-    for asked in (far.check(ask(Text("Hi"))), fold(far.generate(ask(Text("Hi"))))):
+    for asked in (far.check(HELD), fold(far.generate(ask(Text("Hi"))))):
         with pytest.raises(ApiError) as raised:
             await asked
         assert type(raised.value) is type(error)
         assert vars(raised.value) == vars(error)
         assert (str(raised.value), raised.value.quota) == (str(error), error.quota)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"format": OutputFormat(kind="regex", value="a")},
+        {"tools": (Tool(name="f"),)},
+        {"sampling": Sampling(logit_bias=((1, 1.0),))},
+        {"sampling": Sampling(stop_tokens=(1,))},
+    ],
+)
+async def test_what_is_held_to_something_is_checked(held: Any, near: Tried, far: RemoteEngine) -> None:
+    near.failure = InvalidRequest("m")
+    await far.check(ask(Text("Hi")))
+    with pytest.raises(InvalidRequest):
+        await far.check(ask(Text("Hi"), **held))
 
 
 async def test_any_other_error_is_the_engines_and_logged(
