@@ -23,9 +23,10 @@ from qwen3vl_compat.settings import Settings
 class _Server(uvicorn.Server):
     """uvicorn that drains on the first signal, listening all the while, and ends at once on the second."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, started: Callable[[], None], *, front: bool) -> None:
+        """A `front` leaves it to the process with the engine to lose patience: a supervisor may signal both."""
         super().__init__(config)
-        self._service, self._started = service, started
+        self._service, self._started, self._front = service, started, front
         self._loop = asyncio.get_running_loop()
         self._loaded = False
         self._draining: asyncio.Task[None] | None = None
@@ -39,6 +40,8 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal. It is not kept to be raised again later: a drained server ends with status 0."""
+        if self._front and self._service.lifecycle.draining:
+            return
         if self._service.lifecycle.draining or not self._loaded:
             os._exit(1)  # a device in the middle of a long step would hold up any other end
         self._service.lifecycle.draining = True
@@ -62,7 +65,7 @@ class _Server(uvicorn.Server):
 async def serve_until(
     service: Service, listener: socket.socket, started: Callable[[], None], lost: asyncio.Event | None = None
 ) -> None:
-    """Serve until a signal, or until the engine is `lost`. Raises what `serve` does."""
+    """Serve until a signal, or until the engine that a front has elsewhere is `lost`. Raises what `serve` does."""
     settings = service.settings
     config = uvicorn.Config(
         build_app(service),  # pyright: ignore[reportArgumentType]
@@ -76,7 +79,7 @@ async def serve_until(
         timeout_graceful_shutdown=1,
         timeout_keep_alive=30,
     )
-    server = _Server(config, service, started)
+    server = _Server(config, service, started, front=lost is not None)
 
     async def abandon_when_lost() -> None:
         if lost is not None and await lost.wait():
