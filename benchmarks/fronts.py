@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,8 @@ import psutil
 from tests.serving import Served, serving
 
 WORKERS = (0, 1, 2)
+WARM = 30
+"""Requests before the first that counts."""
 STREAMS = 16
 PAUSE = 0.02
 """Seconds a token of the streams."""
@@ -41,19 +44,25 @@ def connected(served: Served) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
 
 
-def latency(served: Served, count: int) -> dict[str, float]:
-    """Milliseconds of tiny requests, one after the other on one connection."""
-    connection, took = connected(served), list[float]()
-    for _ in range(count):
-        began = time.perf_counter()
-        connection.request("POST", "/v1/chat/completions", TINY, head(served))
-        answer = connection.getresponse()
-        answer.read()
-        took.append((time.perf_counter() - began) * 1000)
-        assert answer.status == 200
-    connection.close()
-    took = sorted(took[count // 10 :])
-    return {"p50 ms": round(statistics.median(took), 2), "p99 ms": round(took[int(len(took) * 0.99)], 2)}
+def latencies(servers: Sequence[Served], count: int) -> list[dict[str, object]]:
+    """Milliseconds of tiny requests on one connection to each server, in turn, so that a busy time is nobody's."""
+    connections = [connected(served) for served in servers]
+    took: list[list[float]] = [[] for _ in servers]
+    for number in range(count + WARM):
+        for served, connection, times in zip(servers, connections, took, strict=True):
+            began = time.perf_counter()
+            connection.request("POST", "/v1/chat/completions", TINY, head(served))
+            answer = connection.getresponse()
+            answer.read()
+            assert answer.status == 200
+            if number >= WARM:
+                times.append((time.perf_counter() - began) * 1000)
+    for connection in connections:
+        connection.close()
+    return [
+        {"p50 ms": round(statistics.median(times), 2), "p90 ms": round(statistics.quantiles(times, n=10)[8], 2)}
+        for times in took
+    ]
 
 
 def rate(served: Served, seconds: float) -> dict[str, object]:
@@ -95,7 +104,7 @@ def used(processes: Iterable[psutil.Process]) -> float:
     return sum(each.cpu_times().user + each.cpu_times().system for each in processes)
 
 
-def streams(served: Served, words: int) -> dict[str, float]:
+def streams(served: Served, words: int) -> dict[str, object]:
     """Processor time of each streamed token, microseconds."""
 
     def one() -> None:
@@ -119,15 +128,38 @@ def streams(served: Served, words: int) -> dict[str, float]:
     return {"CPU us/token": round(own if alone else front + own), "of it the engine's process": round(own)}
 
 
-def measured(folder: Path, workers: int, options: argparse.Namespace) -> dict[str, object]:
-    environment = {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_LOG__LEVEL": "warning"}
-    arguments = ("--workers", str(workers))
-    with serving(folder / f"{workers}", *arguments, environment=environment) as served:
-        found: dict[str, object] = {"workers": workers, **latency(served, options.requests)}
-        found |= rate(served, options.seconds)
-    environment |= {"QWEN3VL_MODEL__PAUSE": str(PAUSE)}
-    with serving(folder / f"{workers}-paced", *arguments, environment=environment) as served:
-        return found | streams(served, options.words)
+@contextmanager
+def all_of(folder: Path, pause: float) -> Iterator[list[Served]]:
+    """A server for each number of workers."""
+    environment = {
+        "QWEN3VL_MODEL__ENGINE": "scripted",
+        "QWEN3VL_MODEL__PAUSE": str(pause),
+        "QWEN3VL_CACHE__MEMORY": "0",
+        "QWEN3VL_LOG__LEVEL": "warning",
+    }
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                serving(folder / f"{pause}-{workers}", "--workers", str(workers), environment=environment)
+            )
+            for workers in WORKERS
+        ]
+
+
+def measured(folder: Path, options: argparse.Namespace) -> list[dict[str, object]]:
+    def in_turn(measure: Callable[[Served], dict[str, object]], servers: Sequence[Served]) -> list[dict[str, object]]:
+        found = [[measure(served) for served in servers] for _ in range(options.rounds)]
+        return [medians(rows) for rows in zip(*found, strict=True)]
+
+    with all_of(folder, 0) as servers:
+        first = latencies(servers, options.requests)
+        second = in_turn(lambda served: rate(served, options.seconds), servers)
+    with all_of(folder, PAUSE) as servers:
+        third = in_turn(lambda served: streams(served, options.words), servers)
+    return [
+        {"workers": workers} | one | two | three
+        for workers, one, two, three in zip(WORKERS, first, second, third, strict=True)
+    ]
 
 
 def medians(rows: Sequence[dict[str, object]]) -> dict[str, object]:
@@ -142,18 +174,14 @@ def medians(rows: Sequence[dict[str, object]]) -> dict[str, object]:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="one after the other, so that a busy time is nobody's")
+    parser.add_argument("--rounds", type=int, default=3, help="of each server in turn; medians are told")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=6)
     parser.add_argument("--words", type=int, default=400)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rounds = [
-            [measured(Path(folder) / f"{number}", workers, options) for workers in WORKERS]
-            for number in range(options.rounds)
-        ]
-    rows = [medians(each) for each in zip(*rounds, strict=True)]
+        rows = measured(Path(folder), options)
     print(f"{platform.machine()}, {psutil.cpu_count()} cores, load {psutil.getloadavg()[0]:.1f}; {STREAMS} streams")
     print("\n| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for row in rows:
