@@ -5,7 +5,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
@@ -74,8 +74,7 @@ class Channel(asyncio.BufferedProtocol, Generic[T]):
     # ------------------------------------------------------------------------------------------- called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where to read to: always the same place, for making one for each message costs more than all the rest."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import msgspec
+import uvloop
 from prometheus_client.metrics_core import Metric
 from sqlalchemy.exc import OperationalError
 
@@ -98,7 +99,9 @@ def main() -> None:
         sys.exit(1)
     settings = msgspec.msgpack.decode(said, type=Settings)
     begin_log(settings.log)
-    sys.exit(asyncio.run(_run(settings, end, listener)))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(_run(settings, end, listener))
+    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import FrameType
 
 import msgspec
+import uvloop
 from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -204,4 +205,5 @@ def serve(settings: Settings, engine: Engine, address: socket.socket, started: C
     async def run() -> None:
         await Fronts(settings, engine, address, started).run()
 
-    asyncio.run(run())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
