@@ -69,8 +69,8 @@ class Fronts:
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._serving: set[int] = set()
         self._deaths = 0
-        self._up = self._draining = False
-        self._stopped = asyncio.Event()
+        self._draining = False
+        self._up, self._stopped = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._refusal: asyncio.Future[str] = self._loop.create_future()
 
@@ -83,9 +83,12 @@ class Fronts:
         try:
             await self._engine.start()
             self._host.ready = True
-            await asyncio.wait({ended, self._refusal}, return_when=asyncio.FIRST_COMPLETED)
+            up = asyncio.ensure_future(self._up.wait())
+            await asyncio.wait({up, ended, self._refusal}, return_when=asyncio.FIRST_COMPLETED)
             if self._refusal.done():
                 raise SettingsError(self._refusal.result())
+            self._started()
+            await ended
         finally:
             self._stopped.set()
             self._kill()
@@ -94,7 +97,7 @@ class Fronts:
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
         """Have all drain at the first signal; end at once at the second one, or while not all serve yet."""
-        if self._draining or not self._up:
+        if self._draining or not self._up.is_set():
             self._kill()
             os._exit(1)
         self._draining = True
@@ -153,11 +156,10 @@ class Fronts:
                 self._totals.add(row.tenant, row.model, row.state, row.counts, row.cost)
             case Serving():
                 self._serving.add(number)
-                if not self._up and len(self._serving) == self._settings.server.workers:
-                    self._up = True
-                    self._started()
+                if len(self._serving) == self._settings.server.workers:
+                    self._up.set()
             case Refused(text):
-                if self._up:
+                if self._up.is_set():
                     log.error("front %d cannot start: %s", number + 1, text)
                 elif not self._refusal.done():
                     self._refusal.set_result(text)
