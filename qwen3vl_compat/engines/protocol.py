@@ -107,7 +107,8 @@ class Fault(Struct, frozen=True, tag="fault", array_like=True):
     status: int
     retry_after: int | None
     headers: errors.Headers
-    quota: str
+    own: dict[str, str]
+    """What only its class has."""
 
 
 class Counted(Struct, frozen=True, tag="counted", array_like=True):
@@ -171,6 +172,7 @@ FromEngine = Welcome | Beat | Reply | Step
 
 # ------------------------------------------------------------------------------------------------------------- errors
 
+_COMMON = frozenset(vars(ApiError("")))
 _KINDS = {kind.__name__: kind for kind in (ApiError, *ApiError.__subclasses__())}
 
 
@@ -184,7 +186,7 @@ def fault_of(error: ApiError) -> Fault:
         status=error.status,
         retry_after=error.retry_after,
         headers=error.headers,
-        quota=error.quota,
+        own={name: told for name, told in vars(error).items() if name not in _COMMON},
     )
 
 
@@ -201,8 +203,7 @@ def error_of(fault: Fault) -> ApiError:
         retry_after=fault.retry_after,
         headers=fault.headers,
     )
-    if fault.quota:
-        error.quota = fault.quota
+    vars(error).update(fault.own)
     return error
 
 

@@ -175,6 +175,8 @@ KINDS = [
     errors.RateLimited("m", quota="tokens", retry_after=9, **FIELDS),
     errors.OutOfCredit("m", quota="budget", **FIELDS),
     errors.Overloaded("m", retry_after=7),
+    errors.ModerationUnavailable("words:failed"),
+    errors.ContentRefused(),
     errors.DeadlineExceeded("m"),
     errors.EngineFailed("m"),
 ]
