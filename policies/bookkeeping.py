@@ -1,9 +1,11 @@
 """What a request may use and what it is charged: the terms, claims and budgets of its caller, and how they are told."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, lru_cache
 
+import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.accounts.booking import Budget, Entry, Left
@@ -28,6 +30,13 @@ class Bookkeeping(Struct, frozen=True):
     price_of: Callable[[str, int], Awaitable[Price | None]]
     """By model and moment (milliseconds since 1970)."""
     currency: str = "USD"
+    settling: set["asyncio.Future[None]"] = msgspec.field(default_factory=set)
+    """What the limiter is just being told."""
+
+    async def close(self) -> None:
+        """Wait until the limiter has heard all."""
+        if self.settling:
+            await asyncio.wait(self.settling, timeout=1)
 
     async def account(self, request: Request, now: int) -> "Account":
         """What holds for a request that comes now, milliseconds since 1970."""

@@ -216,9 +216,13 @@ class _Meter:
             return await self._books.ledger.settle(self._entry, outcome)
         except LedgerUnavailable:
             raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
-        finally:  # after the ledger, which counters are begun with
+        finally:  # after the ledger, which counters are begun with; nobody's answer waits for it
             if self._claims:
-                await self._books.limiter.settle(self._entry.id, self._used(outcome.counts))
+                settling = self._books.limiter.settle(self._entry.id, self._used(outcome.counts))
+                task = asyncio.ensure_future(settling)
+                self._books.settling.add(task)
+                task.add_done_callback(self._books.settling.discard)
+                await asyncio.sleep(0)  # it is on its way, before whatever is claimed next
 
     def _used(self, counts: Counts) -> list[int]:
         """What so much is of each claim."""

@@ -88,6 +88,7 @@ class Service:
     async def close_books(self) -> None:
         """Write what is still to be written."""
         await self.idempotency.close()
+        await self.books.close()
         await self.limiter.close()
         await self.ledger.close()
 

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
 from qwen3vl_compat.events import Events
@@ -20,8 +20,10 @@ class Lifecycle:
     def __init__(self) -> None:
         self.draining = False
         self.running = 0
-        self._idle, self._cut = asyncio.Event(), asyncio.Event()
+        self._idle, self._cut = asyncio.Event(), False
         self._idle.set()
+        self._waits: set[asyncio.Timeout] = set()
+        """Of generations for their next event."""
 
     @contextmanager
     def work(self) -> Generator[None]:
@@ -43,7 +45,13 @@ class Lifecycle:
         for seconds in (grace, 1.0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)
-            self._cut.set()
+            self.cut()
+
+    def cut(self) -> None:
+        """Let nothing go on that waits for its next event."""
+        self._cut = True
+        for wait in self._waits:
+            wait.reschedule(0)
 
     def bounded(self, generate: Generate) -> Generate:
         """A policy: a generation counts as under way, and ends in the request's time or when the grace is over."""
@@ -60,43 +68,28 @@ class Lifecycle:
     async def until(self, events: AsyncGenerator[T, None], deadline: float) -> AsyncGenerator[T, None]:
         """The same events, ended with an error at `deadline` (loop time) or when the server's grace is over."""
         loop = asyncio.get_running_loop()
-        cut = asyncio.create_task(self._cut.wait())
-        try:
-            async with aclosing(events) as inner:
-                while True:
-                    # A source that always has an event ready would otherwise never be found late.
-                    if cut.done() or loop.time() >= deadline:
-                        raise self._ended()
-                    coming = asyncio.ensure_future(anext(inner))
-                    await _first_of(coming, cut, deadline - loop.time())
-                    if not coming.done():
-                        await _abandon(coming)
-                        raise self._ended()
-                    try:
-                        event = coming.result()
-                    except StopAsyncIteration:
-                        return
-                    yield event
-        finally:
-            cut.cancel()
+        async with aclosing(events) as inner:
+            while True:
+                # A source that always has an event ready would otherwise never be found late.
+                if self._cut or loop.time() >= deadline:
+                    raise self._ended()
+                wait = asyncio.timeout_at(deadline)
+                try:
+                    async with wait:
+                        self._waits.add(wait)
+                        try:
+                            event = await anext(inner)
+                        finally:
+                            self._waits.discard(wait)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    if wait.expired():
+                        raise self._ended() from None
+                    raise
+                yield event
 
     def _ended(self) -> ApiError:
-        if self._cut.is_set():
+        if self._cut:
             return Overloaded("The server is stopping.", retry_after=5)
         return DeadlineExceeded("The time allowed for this request is over.")
-
-
-async def _first_of(coming: "asyncio.Future[T]", cut: "asyncio.Future[Any]", seconds: float) -> None:
-    try:
-        await asyncio.wait({coming, cut}, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
-    except asyncio.CancelledError:
-        await _abandon(coming)
-        raise
-
-
-async def _abandon(coming: "asyncio.Future[T]") -> None:
-    """Cancel a pending step and wait until its iterator has come to rest, so that it can be closed."""
-    coming.cancel()
-    await asyncio.wait({coming})
-    if not coming.cancelled():
-        coming.exception()

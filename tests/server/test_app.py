@@ -214,7 +214,7 @@ async def test_a_deadline_holds_though_events_are_always_ready() -> None:
         async for _ in lifecycle.until(ready(), asyncio.get_running_loop().time() + 0.05):  # type: ignore[arg-type]
             pass
     lifecycle.draining = True
-    lifecycle._cut.set()
+    lifecycle.cut()
     with pytest.raises(Overloaded):
         async for _ in lifecycle.until(ready(), asyncio.get_running_loop().time() + 60):  # type: ignore[arg-type]
             pass

@@ -349,7 +349,7 @@ async def test_a_file_that_is_cut_off_has_no_end(house: House) -> None:
         async def told(message: Any) -> None:
             if message["type"] == "http.response.body":
                 bodies.append(message["more_body"])
-                house.service.lifecycle._cut.set()
+                house.service.lifecycle.cut()
             await send(message)
 
         await house.app(scope, receive, told)
