@@ -16,12 +16,12 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from qwen3vl_compat.errors import ContentRefused, OutOfCredit, RateLimited
-from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Progress, Started, Usage, fold, joined
+from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Progress, Started, Usage, fold
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Moderation
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping, pictures_of
 from qwen3vl_compat.policies.caching import SEAL, Answer, Shelf, key_of
-from qwen3vl_compat.policies.caching.flight import Flight
+from qwen3vl_compat.policies.caching.flight import Flight, together
 from qwen3vl_compat.policies.caching.naming import deterministic, form_of, material_of
 from qwen3vl_compat.policies.hits import Hit, Taken, as_cached
 from qwen3vl_compat.policies.limiting import Claim, Decision, Look
@@ -143,7 +143,7 @@ class Cache:
                 raise
             else:
                 return self._followed(request, flight, started, kept)
-        return self._led(self._flight(fresh, gathered, held, name), kept)
+        return self._led(request, self._flight(fresh, gathered, held, name), kept)
 
     def _flight(self, fresh: Generate, gathered: Gathered, held: AsyncExitStack, name: str) -> Flight:
         """Begin a generation that others may join."""
@@ -176,10 +176,10 @@ class Cache:
             if self._flights.get(name) is flight:
                 del self._flights[name]
 
-    async def _led(self, flight: Flight, kept: str) -> Events:
+    async def _led(self, request: Request, flight: Flight, kept: str) -> Events:
         """A generation, as who asked for it first hears it."""
         try:
-            async with aclosing(_told(flight.read(), MISS, kept)) as events:
+            async with aclosing(_told(flight.read(whole=not request.stream), MISS, kept)) as events:
                 async for event in events:
                     yield event
         finally:
@@ -229,7 +229,7 @@ class Cache:
             pictures=pictures_of(request),
             finish=ends[-1].reason,
             text="\n".join(text for texts in said for text in texts if text),
-            events=Raw(msgspec.msgpack.encode(_together(events))),
+            events=Raw(msgspec.msgpack.encode(together(events))),
             id=request.id,
             created=request.created,
             bodies={form_of(request.wire, request): body},
@@ -260,20 +260,3 @@ async def _replayed(events: Sequence[Event]) -> Events:
 
 def _bare(event: Event) -> Event:
     return replace(event, headers=()) if isinstance(event, Started | Finish) else event
-
-
-def _together(events: Sequence[Event]) -> list[Event]:
-    """The same with as few events as say it."""
-    made: list[Event] = []
-    for event in events:
-        both = joined(made[-1], event) if made and _same_choice(made[-1], event) else None
-        if both is None:
-            made.append(event)
-        else:
-            made[-1] = both
-    return made
-
-
-def _same_choice(one: Event, other: Event) -> bool:
-    ends = Started | Finish
-    return not isinstance(one, ends) and not isinstance(other, ends) and one.index == other.index

@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, aclosing
 
 from qwen3vl_compat.errors import ApiError, EngineFailed
-from qwen3vl_compat.events import Event, Events, Started
+from qwen3vl_compat.events import Event, Events, Finish, Started, joined
 from qwen3vl_compat.messages import Request
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ class Flight:
         self.over = self.lost = False
         """Whether it is over, and whether it was, or is being, ended before its end."""
         self._readers = 0
-        self._news = asyncio.Event()
+        self._news, self._end = asyncio.Event(), asyncio.Event()
         self._task = asyncio.create_task(self._fly(events, held))
 
     def join(self) -> None:
@@ -45,15 +46,18 @@ class Flight:
             return event
         raise EngineFailed("The server failed on this request.")
 
-    async def read(self) -> Events:
-        """All events, from the first; raises what they end with."""
+    async def read(self, *, whole: bool = False) -> Events:
+        """All events, from the first, joined as far as they wait here already; raises what they end with.
+
+        Who wants the `whole` is told of the beginning and not woken again until the end.
+        """
         at = 0
         while True:
-            news = self._news
-            while at < len(self.events):
-                yield self.events[at]
-                at += 1
-            if self.over:
+            news = self._end if whole and at else self._news
+            here, at = self.events[at:], len(self.events)
+            for event in here if len(here) < 2 else together(here):
+                yield event
+            if self.over and at == len(self.events):
                 break
             await news.wait()
         if self.failure is not None:
@@ -77,7 +81,25 @@ class Flight:
         finally:
             self.over = True
             self._wake()
+            self._end.set()
 
     def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
+
+
+def together(events: Sequence[Event]) -> list[Event]:
+    """The same with as few events as say it."""
+    made: list[Event] = []
+    for event in events:
+        both = joined(made[-1], event) if made and _same_choice(made[-1], event) else None
+        if both is None:
+            made.append(event)
+        else:
+            made[-1] = both
+    return made
+
+
+def _same_choice(one: Event, other: Event) -> bool:
+    ends = Started | Finish
+    return not isinstance(one, ends) and not isinstance(other, ends) and one.index == other.index
