@@ -1,17 +1,21 @@
-"""SQLAlchemy's statements put into the driver's words once: the ledger runs a handful of them all the time."""
+"""SQLAlchemy's statements put into the driver's words once: the ledger runs a handful of them all the time.
 
-from collections.abc import Sequence
+They run on the driver's own cursor, inside of SQLAlchemy's transaction, and raise what SQLAlchemy would.
+"""
+
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Dialect
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import ClauseElement
 
 Row = dict[str, Any]
 
 
 class Statement:
-    """Runs with rows of plain values, which both drivers take as they are: SQLAlchemy converts nothing for them."""
+    """Runs with rows of plain values, which both drivers take as they are: nothing is converted for them."""
 
     def __init__(self, construct: ClauseElement, *columns: str) -> None:
         """`columns` are those of an insert."""
@@ -24,7 +28,8 @@ class Statement:
         compiled = self._known.get(name)
         if compiled is None:
             compiled = self._known[name] = _Compiled(self._construct, connection.dialect, self._columns)
-        connection.exec_driver_sql(compiled.text, compiled.parameters(rows))
+        parameters = compiled.parameters(rows)
+        _with_cursor(connection, lambda cursor: cursor.executemany(compiled.text, parameters))
 
 
 class _Compiled:
@@ -36,17 +41,40 @@ class _Compiled:
     def parameters(self, rows: Sequence[Row]) -> Any:
         """The rows as the driver has them: in the order of its question marks, or by name."""
         order = self._order
-        return [tuple(row[name] for name in order) for row in rows] if order is not None else list(rows)
+        return [tuple([row[name] for name in order]) for row in rows] if order is not None else list(rows)
 
 
-def locked(connection: Connection, what: str, table: str, key: str, values: Sequence[tuple[object, ...]]) -> Any:
+def locked(connection: Connection, what: str, table: str, key: str, values: Sequence[tuple[object, ...]]) -> list[Any]:
     """Rows by their keys, in order, which nobody else changes until the end of the transaction."""
     positional = connection.dialect.paramstyle == "qmark"
     place = "(" + ", ".join(["?" if positional else "%s"] * len(values[0])) + ")"
     ending = "" if connection.dialect.name == "sqlite" else " FOR UPDATE"
     head, tail = f"SELECT {what} FROM {table} WHERE ({key}) IN (VALUES ", f") ORDER BY {key}{ending}"  # noqa: S608 -- ours
-    query = _selection(head, place, len(values), tail)
-    return connection.exec_driver_sql(query, tuple(each for value in values for each in value))
+    query, parameters = _selection(head, place, len(values), tail), tuple(each for value in values for each in value)
+    return _with_cursor(connection, lambda cursor: cursor.execute(query, parameters).fetchall())
+
+
+def _with_cursor(connection: Connection, work: Callable[[Any], Any]) -> Any:
+    """Do something with the driver's cursor. Raises SQLAlchemy's errors; a connection that is lost is given up."""
+    dialect, fairy = connection.dialect, connection.connection
+    cursor = fairy.cursor()
+    try:
+        return work(cursor)
+    except dialect.loaded_dbapi.Error as error:
+        lost = dialect.is_disconnect(error, fairy.dbapi_connection, cursor)  # pyright: ignore[reportArgumentType]
+        if lost:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            None,
+            None,
+            error,
+            dialect.loaded_dbapi.Error,
+            hide_parameters=True,
+            connection_invalidated=lost,
+            dialect=dialect,
+        ) from error
+    finally:
+        cursor.close()
 
 
 @lru_cache(256)

@@ -85,6 +85,7 @@ class TestMarking:
         tables = ("replies", "audit", "spending", "daily", "ledger", "prices", "processes", "installation")
         dropped += [f"DROP TABLE {name}" for name in tables]
         dropped += [f"ALTER TABLE {name} DROP COLUMN limits" for name in ("keys", "tenants")]
+        dropped += ["ALTER TABLE tenants DROP COLUMN moderation"]
         run_sql(state_dir / FILE, *dropped, "UPDATE alembic_version SET version_num = '0002'")
         for _ in range(2):
             engine = open_database(state_dir, LedgerSettings(currency="EUR"))
