@@ -63,6 +63,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes of a request; base64 makes 86 MB of the largest video it may hold."""
     body_idle: Seconds = 10
     body_total: Seconds = 60
+    keep_alive: Annotated[float, Meta(ge=0)] = 15
+    """A stream in which nothing was said for so long says a comment; 0: never. Not to Google's clients."""
     read_idle: Seconds = 60
     """A client that takes nothing of its stream for this long is given up."""
 

@@ -30,6 +30,7 @@ from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.freshness import freshness_of
+from qwen3vl_compat.server.keepalive import kept_alive
 from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.server.repeats import Repeats
 from qwen3vl_compat.settings import Settings
@@ -150,9 +151,15 @@ async def streamed_answer(
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
 
         async def pump() -> None:
-            async with aclosing(events), aclosing(encode(request, _rejoined(first, events))) as chunks:
+            # Google's clients take a comment for an error.
+            silent = 0 if exchange.google else service.settings.server.keep_alive
+            async with (
+                aclosing(events),
+                aclosing(encode(request, _rejoined(first, events))) as chunks,
+                kept_alive(send, silent) as tell,
+            ):
                 async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    await tell({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
         try:
