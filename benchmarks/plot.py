@@ -1,4 +1,4 @@
-"""The engine benchmark's JSON as a picture: `python -m benchmarks.plot FIGURES.json PLOT.svg`."""
+"""A benchmark's JSON as a picture, the engine's or overload's: `python -m benchmarks.plot FIGURES.json PLOT.svg`."""
 
 import json
 import statistics
@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 KINDS = ("text", "fresh picture", "same picture")
 COLOURS = {"qwen3vl-compat": "#2a6f97", "transformers serve": "#c9a227"}
@@ -33,8 +34,50 @@ def draw(rounds: list[dict[str, dict[str, dict[str, Any]]]], target: Path) -> No
     panels[0].set_ylabel("tokens/s")
     figure.legend(loc="upper right", fontsize=8, ncols=2, frameon=False)
     figure.tight_layout(rect=(0, 0, 1, 0.95))
+    _save(figure, target)
+
+
+def draw_overload(found: dict[str, Any], target: Path) -> None:
+    """Answers a second by load, how long an answer and a refusal take, and what a flood leaves of each quiet tenant."""
+    mpl.rcParams["svg.hashsalt"] = "overload"
+    rows = [row for row in found["open"] if not row["retries"]]
+    loads = [row["load"] for row in rows]
+    figure, (done, took, shares) = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=(4, 4, 3))
+    done.axhline(found["capacity"], color="#999999", linewidth=0.8, linestyle=":")
+    done.plot(loads, [row["goodput/s"] for row in rows], "o-", color="#2a6f97")
+    done.set_ylim(0, 1.2 * found["capacity"])
+    done.set_title("answers in time, a second", fontsize=10)
+    for name, colour in (("answered", "#2a6f97"), ("refused", "#c9a227")):
+        for share, style in (("p50", "o-"), ("p99", "o:")):
+            label = f"{name}, {share}"
+            took.plot(
+                loads, [row[f"{name} {share} ms"] for row in rows], style, color=colour, label=label, markersize=3
+            )
+    took.set_yscale("log")
+    took.set_title("milliseconds", fontsize=10)
+    took.legend(fontsize=7, frameon=False, loc="center left")
+    for panel in (done, took):
+        panel.set_xscale("log")
+        panel.set_xticks(loads, [f"{load:g}" if load != 0.9 else "" for load in loads], fontsize=8)
+        panel.tick_params(axis="x", which="minor", length=0, labelsize=0)
+        panel.set_xlabel("load, times what it can do", fontsize=8)
+    quiet = [row for row in found["flood"] if row["share %"] is not None]
+    shares.bar(range(len(quiet)), [row["share %"] for row in quiet], 0.6, color="#2a6f97")
+    shares.set_xticks(range(len(quiet)), [row["tenant"] for row in quiet], rotation=30, fontsize=8)
+    shares.set_title("beside a flood, % of alone", fontsize=10)
+    for panel in (done, took, shares):
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    _save(figure, target)
+
+
+def _save(figure: Figure, target: Path) -> None:
     figure.savefig(target, metadata={"Date": None} if target.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":
-    draw(json.loads(Path(sys.argv[1]).read_text())["rounds"], Path(sys.argv[2]))
+    figures = json.loads(Path(sys.argv[1]).read_text())
+    if "rounds" in figures:
+        draw(figures["rounds"], Path(sys.argv[2]))
+    else:
+        draw_overload(figures, Path(sys.argv[2]))
