@@ -13,7 +13,7 @@ from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.media.image import announced_size, check_size, decoders, grid_for
 from qwen3vl_compat.media.limits import Bounds, VisionSpec
 from qwen3vl_compat.media.render import Medium, Renderer, Rendering, beyond, within_tokens
-from qwen3vl_compat.media.room import Room, Take
+from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox
 from qwen3vl_compat.messages import Content, Frames, Link, Message, Part, Received, Request, ToolResult
 from qwen3vl_compat.policies.sources import NOUN_OF, PICTURES, Source, Sources, naming
@@ -106,14 +106,15 @@ class MediaPolicy:
         limits = await self._limits_of(tenant)
         _count([_wanted(part) for part in received], received, limits)
         _count_frames(received, limits, self._sources.files.owns)
-        with self._room.taking() as take:
+        with self._room.taking(tenant) as take:
             async with AsyncExitStack() as opened:
                 source = Source(tenant, limits, self._sources, opened, take)
                 media = await _each(source.media, received)
                 kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
                 _count(kinds, received, limits)
                 self._check(media, limits)
-                yield Gathered(request, received, media, self._renderer(kinds.count("video"), limits, take))
+                rendering = self._rendering(kinds.count("video"), limits)
+                yield Gathered(request, received, media, Renderer(self._sandbox, rendering, take, tenant))
 
     def _check(self, media: Sequence[Sequence[Medium]], limits: MediaLimits) -> None:
         """Refuse pictures that are too large, or too much together, by what their headers say."""
@@ -135,9 +136,9 @@ class MediaPolicy:
         if tokens > self._context:
             raise beyond(self._context, "pictures", media[-1][-1].asked.param)
 
-    def _renderer(self, videos: int, limits: MediaLimits, take: Take) -> Renderer:
+    def _rendering(self, videos: int, limits: MediaLimits) -> Rendering:
         """All videos together get half of the context at most."""
-        rendering = Rendering(
+        return Rendering(
             spec=within_tokens(self._spec, limits.max_frames, self._context // 2 // max(1, videos)),
             bounds=bounds_of(limits),
             longest_side=limits.longest_side,
@@ -147,7 +148,6 @@ class MediaPolicy:
             pages_in_all=limits.max_pdf_pages,
             text=limits.pdf_text,
         )
-        return Renderer(self._sandbox, rendering, take)
 
 
 @cache

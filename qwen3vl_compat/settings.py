@@ -92,7 +92,7 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     yarn: Annotated[float, Meta(ge=1, le=16)] = 1.0
     """Factor by which YaRN stretches the checkpoint's native length: 4 makes a million of 262,144."""
     max_waiting: Positive = 256
-    """Requests that may wait for the engine; one more is refused with 503."""
+    """Requests that may wait for the engine, tenants in turn; beyond that 503, first for the tenant that has most."""
     max_wait: Seconds = 120
     """A request that has waited this long is refused with 503."""
     max_rows: Annotated[int, Meta(ge=4, le=1024)] = 32
@@ -172,7 +172,8 @@ class MediaSettings(MediaLimits, frozen=True, kw_only=True, forbid_unknown_field
     """Ports that URLs may lead to."""
     fetch_seconds: Seconds = 10
     memory: Annotated[float, Meta(ge=0.1)] = 4.0
-    """GiB that the media of all requests together may take in the server's own process; beyond it, 503."""
+    """GiB that the media of all requests together may take in the server's own process, and one tenant's at most four
+    times what it leaves free; beyond it, 503."""
     children: Annotated[int, Meta(ge=1, le=64)] = 2
     """Processes that decode; each job of theirs has `child_memory` GiB and `child_seconds`, and as much CPU time."""
     child_memory: Annotated[float, Meta(ge=0.5)] = 2.0

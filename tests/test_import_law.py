@@ -15,7 +15,8 @@ VALUES = ("messages", "events", "errors")
 ROOMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(VALUES, VALUES),
     "wire": (*VALUES, "wire"),
-    "media": (*VALUES, "media"),
+    "queue": (*VALUES, "queue"),
+    "media": (*VALUES, "media", "queue"),
     "policies": (*VALUES, "policies", "media", "accounts", "settings"),
     "adapters": (*VALUES, "adapters", "wire"),
 }

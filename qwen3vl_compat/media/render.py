@@ -82,9 +82,11 @@ def beyond(context: int, what: str, param: str | None = None) -> InvalidRequest:
 class Renderer:
     """Runs the jobs of one request; every fault is the sandbox's InvalidRequest, without a field."""
 
-    def __init__(self, sandbox: Sandbox, rendering: Rendering, take: Take = lambda size: None) -> None:
-        """`take` is told of all that is kept, in bytes."""
-        self._sandbox, self.how, self._take = sandbox, rendering, take
+    def __init__(
+        self, sandbox: Sandbox, rendering: Rendering, take: Take = lambda size: None, tenant: str = ""
+    ) -> None:
+        """`take` is told of all that is kept, in bytes; the tenant's jobs wait for their turn together."""
+        self._sandbox, self.how, self._take, self._tenant = sandbox, rendering, take, tenant
         self._pages = self._tokens = 0  # of all documents so far
 
     async def render(self, medium: Medium) -> tuple[Content, ...]:
@@ -102,7 +104,7 @@ class Renderer:
         return self.how.spec.at(asked.detail, asked.budget)
 
     async def _pictures(self, job: Job, content: bytes | Path) -> Pictures:
-        reply = await self._sandbox.run(job, content)
+        reply = await self._sandbox.run(job, content, self._tenant)
         assert isinstance(reply, Pictures)
         self._take(sum(len(picture.patches) for picture in reply.pictures))
         return reply
@@ -123,7 +125,7 @@ class Renderer:
             start=asked.start,
             end=asked.end,
         )
-        footage = await self._sandbox.run(look, medium.content)
+        footage = await self._sandbox.run(look, medium.content, self._tenant)
         assert isinstance(footage, Footage)
         times = [shot.seconds for part in footage.parts for shot in part]
         grid = grid_of_frames(len(times), footage.width, footage.height, spec)

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from qwen3vl_compat.errors import InvalidRequest, Overloaded
 from qwen3vl_compat.media.jobs import ANSWER, HEAD, MOST_WRITTEN, Footage, Job, Pictures, Refused, Reply, refusal
 from qwen3vl_compat.messages import Picture
+from qwen3vl_compat.queue import Pool
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class SandboxLimits(Struct, frozen=True, kw_only=True):
     jobs: int = 200
     """After which a child is replaced."""
     waiting: int = 256
-    """Jobs that may wait for a child; one more is refused with 503."""
+    """Jobs that may wait for a child, each tenant's in turn; one more is refused with 503."""
 
 
 class _Child:
@@ -132,10 +133,12 @@ class Sandbox:
 
     def __init__(self, limits: SandboxLimits = SandboxLimits()) -> None:  # noqa: B008
         self._limits = limits
-        self._places: asyncio.LifoQueue[_Child | None] = asyncio.LifoQueue()
-        for _ in range(limits.children):
-            self._places.put_nowait(None)
-        self._waiting, self._closed = 0, False
+        self._places: Pool[_Child | None] = Pool(
+            [None] * limits.children,
+            limits.waiting,
+            "Too many pictures, videos and documents are waiting to be decoded.",
+        )
+        self._closed = False
         self._jobs: set[asyncio.Task[Reply]] = set()
         self._renewals: set[asyncio.Task[None]] = set()
         self.deaths = 0
@@ -143,39 +146,39 @@ class Sandbox:
 
     async def start(self) -> None:
         """Have all children ready."""
-        for _ in range(self._places.qsize()):
-            self._renew(self._places.get_nowait())
+        self._renew_all()
         await asyncio.gather(*self._renewals)
 
     async def close(self) -> None:
         """End all children; jobs under way are given up."""
         self._closed = True
+        self._places.refuse_all(_ended())
         await asyncio.sleep(0)  # a job that is cancelled before it began would not give its child back
         for job in self._jobs:
             job.cancel()
         while self._jobs or self._renewals:
             await asyncio.gather(*self._jobs, *self._renewals, return_exceptions=True)
-        for _ in range(self._places.qsize()):
-            self._renew(self._places.get_nowait())
+        self._renew_all()
         await asyncio.gather(*self._renewals)
 
-    async def run(self, job: Job, medium: bytes | Path) -> Pictures | Footage:
-        """Do the job on these bytes or this file.
+    def _renew_all(self) -> None:
+        places, self._places.free = self._places.free, []
+        for child in places:
+            self._renew(child)
+
+    async def run(self, job: Job, medium: bytes | Path, tenant: str = "") -> Pictures | Footage:
+        """Do the job on these bytes or this file, when it is the tenant's turn.
 
         InvalidRequest for a medium that is refused or on which the child fails, its param `pages` or `start` where
         those are at fault; Overloaded when too many wait. A caller that leaves waits no longer; a job that has begun
         goes on to its end, which is near.
         """
-        if self._waiting >= self._limits.waiting or self._closed:
-            raise Overloaded("Too many pictures, videos and documents are waiting to be decoded.", retry_after=2)
-        self._waiting += 1
-        try:
-            child = await self._places.get()
-        finally:
-            self._waiting -= 1
         if self._closed:
-            self._places.put_nowait(child)  # whoever waits behind is to hear of it too
-            raise Overloaded("Nothing is decoded any more.", retry_after=5)
+            raise _ended()
+        child = await self._places.take(tenant)
+        if self._closed:
+            self._places.give(child)
+            raise _ended()
         task = asyncio.create_task(self._run(child, job, medium))
         self._jobs.add(task)
         task.add_done_callback(self._ended)
@@ -207,7 +210,7 @@ class Sandbox:
             raise Overloaded("Nothing can be decoded now.", retry_after=5) from None
         finally:
             if fit and child is not None and child.done < self._limits.jobs:
-                self._places.put_nowait(child)
+                self._places.give(child)
             else:
                 self._renew(child)
         return reply
@@ -237,11 +240,15 @@ class Sandbox:
             except Overloaded:
                 pass  # the next job tries again, and says so
             finally:
-                self._places.put_nowait(child)
+                self._places.give(child)
 
         task = asyncio.create_task(renew())
         self._renewals.add(task)
         task.add_done_callback(self._renewals.discard)
+
+
+def _ended() -> Overloaded:
+    return Overloaded("Nothing is decoded any more.", retry_after=5)
 
 
 def _opened(medium: bytes | Path) -> BinaryIO:
