@@ -51,6 +51,8 @@ class Ways(Struct, frozen=True):
 
     gathering: Gathering
     moderation: Moderation
+    check_room: Callable[[str], None]
+    """By tenant; Overloaded where there is no place for an answer to be made."""
     metering: Following
     books: Bookkeeping
     model_of: Callable[[str], str]
@@ -116,12 +118,21 @@ class Cache:
         if self.shelf is not None:
             await self.shelf.store.close()
 
+    def looks_for(self, request: Request) -> bool:
+        """Whether an answer to it may be here already, or will be kept."""
+        wish = request.freshness
+        asked = (wish.read and wish.max_age is not None) or (deterministic(request) and (wish.read or wish.keep))
+        return self.shelf is not None and asked
+
+    async def _rendered(self, gathered: Gathered) -> Request:
+        self._ways.check_room(gathered.request.caller.tenant)  # nothing is decoded for what has no place to go to
+        return await gathered.rendered()
+
     async def _source(self, fresh: Generate, gathered: Gathered, held: AsyncExitStack) -> Events:
         """Where the answer comes from: the shelf, a generation under way, or one of its own."""
         request, wish = gathered.request, gathered.request.freshness
-        asked = (wish.read and wish.max_age is not None) or (deterministic(request) and (wish.read or wish.keep))
-        if self.shelf is None or not asked:
-            return _told(fresh(await gathered.rendered()), OFF)
+        if self.shelf is None or not self.looks_for(request):
+            return _told(fresh(await self._rendered(gathered)), OFF)
         model = self._ways.model_of(request.model)
         name = self.shelf.name(await material_of(gathered, model))
         kept = name if gathered.lasting else ""
@@ -149,7 +160,7 @@ class Cache:
         """Begin a generation that others may join."""
 
         async def made() -> Events:
-            flight.request = replace(await gathered.rendered(), cache="miss")
+            flight.request = replace(await self._rendered(gathered), cache="miss")
             async with aclosing(fresh(flight.request)) as events:
                 async for event in events:
                     yield event

@@ -20,6 +20,9 @@ field and the limit and never holds a path, a class name or the text of a foreig
 
 Headers = tuple[tuple[str, str], ...]
 
+OVERLOADED = "The model is overloaded. Please try again later."
+"""What everybody says who finds no room for an answer to be made."""
+
 
 class ApiError(Exception):
     """A refusal or failure with everything a wire needs to say so."""

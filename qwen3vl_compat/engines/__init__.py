@@ -33,8 +33,15 @@ class Engine(Protocol):
         """The models this engine answers for."""
         ...
 
+    def places(self, tenant: str) -> int:
+        """How many more requests of this tenant `generate` would take now: a cheap look, not a promise."""
+        ...
+
     def generate(self, request: Request) -> Events:
-        """Answer: Started, deltas, one Finish per choice. Closing the iterator stops the generation within a step."""
+        """Answer: Started, deltas, one Finish per choice. Closing the iterator stops the generation within a step.
+
+        What finds no room waits, tenants in turn (`queue`); Overloaded where the queue is full, or the wait too long.
+        """
         ...
 
     async def count(self, request: Request) -> Usage:

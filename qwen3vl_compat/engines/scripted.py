@@ -1,6 +1,7 @@
 """A deterministic engine: answers come from a script of patterns, for demonstrations and tests.
 
-A word with the white space before it is one token, so is a tag; a picture costs its true number of slots.
+A word with the white space before it is one token, so is a tag; a picture costs its true number of slots. It is as
+busy as a real one: `model.max_rows` answers at a time, each a token in `model.pause` seconds, and a queue.
 """
 
 import asyncio
@@ -8,16 +9,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 from msgspec.structs import replace
 from prometheus_client.metrics_core import Metric
 
 from qwen3vl_compat.engines.calls import CallReader
+from qwen3vl_compat.engines.clock import Clock
 from qwen3vl_compat.engines.stop import StopStrings
-from qwen3vl_compat.errors import InvalidRequest, NotFound
+from qwen3vl_compat.errors import OVERLOADED, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import (
     Delta,
+    Event,
     Events,
     Finish,
     FinishReason,
@@ -29,9 +33,11 @@ from qwen3vl_compat.events import (
     TextDelta,
     ToolCallDelta,
     Usage,
+    joined,
 )
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text, Tool, Video
+from qwen3vl_compat.queue import Pool
 from qwen3vl_compat.settings import Settings
 
 WORD = re.compile(r"\s*\S+|\s+$")
@@ -63,7 +69,10 @@ class ScriptedEngine:
         context: int = 32_768,
     ) -> None:
         model = (settings or Settings()).model
-        self._name, self._pause = model.name, model.pause
+        self._name = model.name
+        self._clock = Clock(model.pause) if model.pause else None
+        self._rows = Pool(range(model.max_rows), model.max_waiting, OVERLOADED)
+        self._max_wait = model.max_wait
         self._script = [(re.compile(pattern), answer) for pattern, answer in script]
         self._context = context
 
@@ -114,34 +123,68 @@ class ScriptedEngine:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
         return min(request.sampling.max_tokens or room, room)
 
+    def places(self, tenant: str) -> int:
+        """Free rows, and what there is for this tenant in the queue."""
+        return self._rows.places(tenant)
+
     async def generate(self, request: Request) -> Events:
-        """Play the script, choice after choice."""
+        """Play the script, choice after choice, all in one row."""
         usage = await self.count(request)
-        limit, total = self.room(request, usage), Usage(prompt_text=0)
+        limit = self.room(request, usage)
+        row = await self._row(request)
+        last: Event | None = None
+        try:
+            async with aclosing(self._told(request, usage, limit)) as events:
+                async for event in events:
+                    if isinstance(event, Finish) and event.index == request.choices - 1:
+                        last = event  # which may wait for who takes it, and need not do that in a row
+                    else:
+                        yield event
+        finally:
+            self._rows.give(row)
+        if last is not None:
+            yield last
+
+    async def _row(self, request: Request) -> int:
+        """A row, when it is this request's turn."""
+        try:
+            async with asyncio.timeout(min(self._max_wait, request.seconds)):
+                return await self._rows.take(request.caller.tenant)
+        except TimeoutError:
+            raise Overloaded(OVERLOADED, retry_after=10) from None
+
+    async def _told(self, request: Request, usage: Usage, limit: int) -> Events:
+        """The events; where nobody sees them apart, tokens made before the reader came for them are one."""
         yield Started(usage)
+        begun = self._clock.steps if self._clock else 0
+        made = thought = 0
         for index in range(request.choices):
             telling = _Telling(request, index)
             reason: FinishReason = "stop"
+            held: Event | None = None
             for tag, word in _words(self._answer(request), request):
                 if telling.made == limit:
                     reason = "length"
                     break
-                await asyncio.sleep(self._pause)
-                deltas = telling.push(tag, word)
-                for delta in deltas:
-                    yield delta
-                if not deltas:
-                    yield Progress(index, telling.made)
+                made += 1
+                await (self._clock.reach(begun + made) if self._clock else asyncio.sleep(0))
+                for event in telling.push(tag, word) or [Progress(index, telling.made)]:
+                    both = joined(held, event) if held is not None else event
+                    if held is not None and both is None:
+                        yield held
+                    held = both or event
+                late = not request.stream and self._clock is not None and self._clock.steps > begun + made
+                if held is not None and not late:
+                    yield held
+                    held = None
                 if telling.stops.stopped:
                     break
-            for delta in telling.finish():
-                yield delta
+            for event in (*([held] if held is not None else []), *telling.finish()):
+                yield event
             if telling.calls and reason == "stop":
                 reason = "tool_calls"
-            total = replace(
-                total, completion=total.completion + telling.made, reasoning=total.reasoning + telling.thought
-            )
-            yield Finish(index, reason, replace(usage, completion=total.completion, reasoning=total.reasoning))
+            thought += telling.thought
+            yield Finish(index, reason, replace(usage, completion=made, reasoning=thought))
 
     def _answer(self, request: Request) -> str:
         last = request.messages[-1]

@@ -23,9 +23,11 @@ from qwen3vl_compat.messages import ModelInfo, Request
 from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.cache import Cache
+from qwen3vl_compat.policies.idempotency import NAME as IDEMPOTENCY
 from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.limiting import Claim, make_limiter
 from qwen3vl_compat.policies.moderation.policy import Moderators
+from qwen3vl_compat.policies.room import Room
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
@@ -56,6 +58,7 @@ class Service:
         self.settings, self.engine, self.accounts, self.files = settings, engine, accounts, files
         self.repeats = Repeats(self)
         self.lifecycle = Lifecycle()
+        self.room = Room(engine.places)
         self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
         self.ledger = Ledger(
             accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait, closed=self._sum_up
@@ -79,6 +82,11 @@ class Service:
         """Refuse work that would meet no engine: it is being loaded still, or has come to a halt."""
         if not self.engine.alive:
             raise Overloaded("The model cannot be asked now: it is being loaded, or has stopped.", retry_after=5)
+
+    def check_room(self, exchange: Exchange) -> None:
+        """Refuse what the engine would refuse before anything is done for it; what has a key may have been answered."""
+        if IDEMPOTENCY.lower() not in exchange.headers:
+            self.room.check(exchange.caller.tenant)
 
     async def open_books(self) -> None:
         """Begin to count and to write; raises LedgerUnavailable."""
@@ -128,7 +136,8 @@ async def whole_answer(
     service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Whole
 ) -> Response[bytes]:
     """Generate to the end, then answer; a client that leaves ends the generation."""
-    completion = await unless_gone(fold(_events(service, exchange, request)), receive)
+    asked = _asked(service, exchange, request)
+    completion = await unless_gone(fold(_events(service, exchange, asked)), receive)
     request = _as_answered(exchange, request)
     ignored = ignored_header(request)
     await service.repeats.learn(exchange, request, ignored)
@@ -140,7 +149,7 @@ async def streamed_answer(
     service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Streamed, content_type: str
 ) -> Response[Any]:
     """Answer as it is made. The status line waits for the first event, so that a refusal still is a refusal."""
-    events = _events(service, exchange, request)
+    events = _events(service, exchange, _asked(service, exchange, request))
     first = await unless_gone(_first(events), receive)
     request = _as_answered(exchange, request)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -203,11 +212,17 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
+def _asked(service: Service, exchange: Exchange, request: Request) -> Request:
+    """The request with all that is known of it; what would find no engine or no place is refused here, for little."""
+    service.check_ready()
+    request = replace(_known(service, exchange, request), seconds=allowed(service, exchange))
+    if not service.cache.looks_for(request):
+        service.check_room(exchange)
+    return request
+
+
 async def _events(service: Service, exchange: Exchange, request: Request) -> Events:
     """The generation, noted for the log and the answer's head."""
-    service.check_ready()
-    request = _known(service, exchange, request)
-    request = replace(request, seconds=allowed(service, exchange))
     async with aclosing(service.generate(request)) as events:
         async for event in events:
             if isinstance(event, Started):

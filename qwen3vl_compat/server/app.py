@@ -112,14 +112,14 @@ def build_service(
     def model_of(name: str) -> str:
         return " ".join((__version__, models[name].revision, models[name].digest, moderation.fingerprint))
 
-    ways = Ways(policy.gathered, moderation, metering, books, model_of, encode_whole)
+    ways = Ways(policy.gathered, moderation, service.room.check, metering, books, model_of, encode_whole)
     together = bool(settings.cache.redis) and settings.cache.redis == settings.limits.redis
     service.cache = Cache(ways, make_shelf(settings, accounts), together=together)
     service.generate = chain(
         engine.generate,
         cache=service.cache,
         moderation=moderation,
-        metering=metering,
+        metering=service.room.around(metering),
         bounds=service.lifecycle.bounded,
         idempotency=service.idempotency.once,
     )

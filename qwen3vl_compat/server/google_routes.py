@@ -31,7 +31,7 @@ async def call_model(
     model, _, method = rest.strip("/").rpartition(":")
     if method not in ("generateContent", "streamGenerateContent", "countTokens"):
         raise NotFound("There is no such method; there are generateContent, streamGenerateContent and countTokens.")
-    body = await received(exchange, request, service)
+    body = await received(exchange, request, service, answers=method != "countTokens")
     read = generate_content.decode_request
     if method == "countTokens":
         read = generate_content.decode_count

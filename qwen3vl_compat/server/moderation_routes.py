@@ -21,7 +21,7 @@ from qwen3vl_compat.wire import moderations
 async def moderate(request: HttpRequest[Any, Any, Any], service: NamedDependency[Service]) -> Response[Any]:
     """Say what the moderators say. Nothing is generated: there is no row, and only limits of requests hold."""
     exchange = exchange_of(request.scope)
-    body = await received(exchange, request, service)
+    body = await received(exchange, request, service, answers=False)
 
     def decode() -> Request:
         return moderations.decode_request(body, request_id=exchange.id, now=int(time.time()))

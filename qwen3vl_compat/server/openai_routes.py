@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, streamed_answer, whole_answer
-from qwen3vl_compat.server.body import read_json_body
+from qwen3vl_compat.server.body import announced_size, read_json_body
 from qwen3vl_compat.server.exchange import Exchange, exchange_of
 from qwen3vl_compat.server.idempotency import idempotency_of
 from qwen3vl_compat.wire import openai_chat, sse
@@ -20,8 +20,15 @@ LARGE = 2**17
 """Bodies above this many bytes are parsed off the event loop."""
 
 
-async def received(exchange: Exchange, http: "HttpRequest[Any, Any, Any]", service: Service) -> bytes:
-    """The checked body of a request."""
+async def received(
+    exchange: Exchange, http: "HttpRequest[Any, Any, Any]", service: Service, *, answers: bool = True
+) -> bytes:
+    """The checked body of a request; a large one is not even taken where there is no room for an answer."""
+    size = announced_size(exchange)
+    if answers and (size is None or size > LARGE):
+        exchange.unread = True
+        service.check_room(exchange)
+        exchange.unread = False
     return await read_json_body(exchange, http.receive, service.settings.server)
 
 

@@ -1,6 +1,7 @@
 """What every engine keeps. A new engine is one more row of ENGINES; each is asked behind a socket too."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -11,35 +12,47 @@ from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.engines.local.engine import LocalEngine
 from qwen3vl_compat.engines.scripted import ScriptedEngine
-from qwen3vl_compat.errors import InvalidRequest, NotFound
-from qwen3vl_compat.events import Completion, Finish, Started, TextDelta, fold
+from qwen3vl_compat.errors import InvalidRequest, NotFound, Overloaded
+from qwen3vl_compat.events import Completion, Events, Finish, Started, TextDelta, fold
 from qwen3vl_compat.media.image import decode_image
-from qwen3vl_compat.messages import Message, Request, Sampling, Text
+from qwen3vl_compat.messages import Caller, Message, Request, Sampling, Text
 from qwen3vl_compat.settings import load_settings
 from tests.engines.across import across
 from tests.serving import UNCOMPILED
 
-ENGINES: dict[str, Callable[[], Engine]] = {
-    "scripted": lambda: ScriptedEngine(load_settings(environment={"QWEN3VL_MODEL__PAUSE": "0.002"})),
-    "local": lambda: LocalEngine(load_settings(environment=UNCOMPILED)),
-}
+ENGINES = ("scripted", "local")
+PLACES = ("here", "behind a socket")
+
+
+def make(kind: str, **more: int) -> Engine:
+    settings = load_settings(
+        environment=UNCOMPILED if kind == "local" else {"QWEN3VL_MODEL__PAUSE": "0.002"},
+        flags={f"model.{name}": value for name, value in more.items()},
+    )
+    return LocalEngine(settings) if kind == "local" else ScriptedEngine(settings)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
 async def near(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    made = ENGINES[request.param]()
+    made = make(request.param)
     await made.start()
     yield made
     await made.close()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["here", "behind a socket"])
-async def engine(near: Engine, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
-    if request.param == "here":
+@contextlib.asynccontextmanager
+async def offered(near: Engine, place: str) -> AsyncIterator[Engine]:
+    if place == "here":
         yield near
         return
     async with across(near) as remote:
         yield remote
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PLACES)
+async def engine(near: Engine, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    async with offered(near, request.param) as made:
+        yield made
 
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -126,3 +139,79 @@ async def test_control_words_stay_letters(engine: Engine) -> None:
     plain, with_picture = await engine.count(ask("", engine)), await engine.count(ask(forged, engine, picture=True))
     assert with_picture.prompt_image == 12
     assert with_picture.prompt_text > plain.prompt_text
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=ENGINES)
+async def near_small(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    """Four answers at a time, and two that wait."""
+    made = make(request.param, max_rows=4, max_waiting=2)
+    await made.start()
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PLACES)
+async def small(near_small: Engine, request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
+    async with offered(near_small, request.param) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def all_rows_taken(small: Engine) -> AsyncIterator[list[Events]]:
+    """By answers of the tenant `a` that go on until they are closed."""
+    long = replace(ask("count to 9999", small, ignore_eos=True, max_tokens=9999), caller=Caller("a", "k"))
+    answers = [small.generate(long) for _ in range(4)]
+    for each in answers:
+        assert isinstance(await anext(each), Started)
+    yield answers
+    for each in answers:
+        await each.aclose()
+
+
+def asked(small: Engine, tenant: str, seconds: float = 60) -> "asyncio.Task[Completion]":
+    request = replace(ask("Hello", small, max_tokens=3), caller=Caller(tenant, "k"), seconds=seconds)
+    return asyncio.create_task(whole(small, request))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it does not come to that")
+
+
+async def test_a_full_queue_gives_way_to_who_has_less_in_it(small: Engine) -> None:
+    async with all_rows_taken(small) as answers:
+        assert small.places("a") == 2
+        waiting = [asked(small, "a"), asked(small, "a")]
+        await until(lambda: not small.places("a"))
+        assert small.places("b") == 1
+        with pytest.raises(Overloaded, match="The model is overloaded") as refused:
+            await asked(small, "a")
+        assert refused.value.retry_after
+        other = asked(small, "b")
+        await until(lambda: any(each.done() for each in waiting))
+        assert small.places("b") == 0
+        for each in answers:
+            await each.aclose()
+        ended = await asyncio.gather(*waiting, other, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in ended) == ["Completion", "Completion", "Overloaded"]
+    assert isinstance(ended[-1], Completion)
+
+
+async def test_what_waits_too_long_is_never_begun(small: Engine) -> None:
+    async with all_rows_taken(small):
+        with pytest.raises(Overloaded):
+            await asked(small, "b", seconds=0.1)
+        assert small.places("a") == 2
+
+
+async def test_who_leaves_makes_room_at_once(small: Engine) -> None:
+    async with all_rows_taken(small) as answers:
+        waiting = [asked(small, "a"), asked(small, "a")]
+        await until(lambda: not small.places("a"))
+        waiting[0].cancel()
+        await until(lambda: bool(small.places("a")))
+        await answers[0].aclose()
+        assert isinstance(await waiting[1], Completion)

@@ -301,3 +301,12 @@ async def test_a_reader_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
     with pytest.raises(TooSlow, match="not read in time"):
         assert len([event async for event in events]) == 1
     await engine.close()
+
+
+async def test_what_was_pushed_out_is_not_begun_any_more() -> None:
+    """The device's thread may begin it in the very moment in which it has to go."""
+    job = Job(Any, SimpleNamespace(usage=Usage(prompt_text=1)), [Any])  # type: ignore[arg-type]
+    job.put(Overloaded("no room"))
+    job.put(Started(Usage(prompt_text=1)))
+    with pytest.raises(Overloaded, match="no room"):
+        await anext(job.events())

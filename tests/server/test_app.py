@@ -32,7 +32,7 @@ class House:
         first = self.accounts.keys.ensure_first()
         assert first is not None
         self.key, self.admin = first.model, first.admin
-        self.service = build_service(settings, ScriptedEngine(), self.accounts)
+        self.service = build_service(settings, ScriptedEngine(settings), self.accounts)
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         """One that sends the model key, another, or with an empty text none."""

@@ -27,10 +27,11 @@ from qwen3vl_compat.engines.local.ready import Ready
 from qwen3vl_compat.engines.local.runner import Runner
 from qwen3vl_compat.engines.local.sampling import Chooser, Seen
 from qwen3vl_compat.engines.local.worker import Delivery, Worker
-from qwen3vl_compat.errors import EngineFailed, InvalidRequest, NotFound, Overloaded, TooSlow
-from qwen3vl_compat.events import Events, Usage
+from qwen3vl_compat.errors import OVERLOADED, EngineFailed, InvalidRequest, NotFound, Overloaded, TooSlow
+from qwen3vl_compat.events import Events, Started, Usage
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
+from qwen3vl_compat.queue import FairQueue
 from qwen3vl_compat.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ class LocalEngine:
         self._failure: EngineUnusable | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._own_device, name="device", daemon=True)
-        self._jobs: set[Job] = set()
+        self._waiting: FairQueue[Job] = FairQueue(self._settings.max_waiting)
+        """Those of which no Started has come from the device's thread, which has its own order."""
 
     @property
     def vision(self) -> VisionSpec:
@@ -154,6 +156,10 @@ class LocalEngine:
         left = min(limit, room) - usage.prompt
         return min(request.sampling.max_tokens or self._default_max_tokens, left)
 
+    def places(self, tenant: str) -> int:
+        """What there is for this tenant in the queue, which all pass."""
+        return self._waiting.places(tenant)
+
     async def generate(self, request: Request) -> Events:
         """Queue the request and pass its events on; closing this ends the generation within a step."""
         self._check_model(request)
@@ -164,17 +170,24 @@ class LocalEngine:
         job = Job(request, prompt, answers)
         if self._worker is None or not self.alive:
             raise Overloaded("The model is not running.", retry_after=5)
-        if sum(not each.started for each in self._jobs) >= self._settings.max_waiting:
-            raise Overloaded("The model is overloaded. Please try again later.", retry_after=2)
-        self._jobs.add(job)
-        self._worker.submit(job)
+        self._queue(job)
         try:
+            self._worker.submit(job)
             async for event in job.events():
                 yield event
         finally:
             job.cancelled = True
-            self._jobs.discard(job)
+            self._waiting.remove(job.tenant, job)
             self._worker.wake()
+
+    def _queue(self, job: Job) -> None:
+        """Let it wait, in another's place if need be; raises Overloaded where there is none."""
+        pushed_out = self._waiting.push(job.tenant, job)
+        if pushed_out is job:
+            raise Overloaded(OVERLOADED, retry_after=2)
+        if pushed_out is not None and not pushed_out.started:
+            pushed_out.cancelled = True
+            pushed_out.put(Overloaded(OVERLOADED, retry_after=2))
 
     def _check_tokens(self, request: Request) -> None:
         """Refuse token ids that are none."""
@@ -247,6 +260,8 @@ class LocalEngine:
 
     def _put(self, deliveries: list[Delivery]) -> None:
         for job, event in deliveries:
+            if isinstance(event, Started):
+                self._waiting.remove(job.tenant, job)
             job.put(event)
             if job.idle(self._settings.take_idle) and not job.cancelled:
                 job.cancelled = True

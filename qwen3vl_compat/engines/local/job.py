@@ -36,11 +36,16 @@ class Job:
         self._failure: ApiError | None = None
         self._news = asyncio.Event()
 
+    @property
+    def tenant(self) -> str:
+        """On whose behalf it runs."""
+        return self.request.caller.tenant
+
     def put(self, event: Event | ApiError) -> None:
-        """Give the reader an event, or an error that ends it."""
+        """Give the reader an event, or an error that ends it: what comes after that is not passed on."""
         if isinstance(event, ApiError):
             self._failure = self._failure or event
-        else:
+        elif self._failure is None:
             self._add(event)
             self._untaken = self._untaken or time.monotonic()
         self._news.set()

@@ -5,12 +5,13 @@ budget. A sequence runs while it has a row and blocks; when blocks run out, the 
 waits to be computed again.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from qwen3vl_compat.engines.local.blocks import Blocks
 from qwen3vl_compat.engines.local.sequence import Sequence, Span
+from qwen3vl_compat.queue import FairQueue
 
 
 @dataclass(frozen=True)
@@ -50,19 +51,18 @@ class Waiting:
 
     def __init__(self) -> None:
         self._again: deque[Sequence] = deque()
-        self._queues: OrderedDict[str, deque[Sequence]] = OrderedDict()
+        self._new: FairQueue[Sequence] = FairQueue()
 
     def __len__(self) -> int:
-        return len(self._again) + sum(map(len, self._queues.values()))
+        return len(self._again) + len(self._new)
 
     def __iter__(self) -> Iterator[Sequence]:
         yield from self._again
-        for queue in self._queues.values():
-            yield from queue
+        yield from self._new
 
     def add(self, sequence: Sequence) -> None:
         """Queue behind the others of the same tenant."""
-        self._queues.setdefault(sequence.tenant, deque()).append(sequence)
+        self._new.push(sequence.tenant, sequence)
 
     def add_again(self, sequence: Sequence) -> None:
         """Queue before everything."""
@@ -70,27 +70,18 @@ class Waiting:
 
     def first(self) -> Sequence | None:
         """Whose turn it is."""
-        if self._again:
-            return self._again[0]
-        return next(iter(self._queues.values()))[0] if self._queues else None
+        return self._again[0] if self._again else self._new.first()
 
     def pop(self) -> Sequence:
-        """Take the first; its tenant's next one comes after every other tenant's."""
-        if self._again:
-            return self._again.popleft()
-        tenant, queue = self._queues.popitem(last=False)
-        sequence = queue.popleft()
-        if queue:
-            self._queues[tenant] = queue
-        return sequence
+        """Take the first."""
+        return self._again.popleft() if self._again else self._new.pop()
 
     def remove(self, sequence: Sequence) -> None:
         """Take one out, wherever it stands."""
-        for queue in (self._again, self._queues.get(sequence.tenant, deque())):
-            if sequence in queue:
-                queue.remove(sequence)
-        if not self._queues.get(sequence.tenant, True):
-            del self._queues[sequence.tenant]
+        if sequence in self._again:
+            self._again.remove(sequence)
+        else:
+            self._new.remove(sequence.tenant, sequence)
 
 
 class Scheduler:

@@ -18,7 +18,7 @@ from qwen3vl_compat.engines.local.sampling import Drawn, Row, draw
 from qwen3vl_compat.engines.local.scheduler import Piece, Scheduler
 from qwen3vl_compat.engines.local.sequence import Sequence
 from qwen3vl_compat.engines.local.slots import Slots
-from qwen3vl_compat.errors import ApiError, EngineFailed, Overloaded
+from qwen3vl_compat.errors import OVERLOADED, ApiError, EngineFailed, Overloaded
 from qwen3vl_compat.events import Event, Finish, Progress, Started, Usage
 from qwen3vl_compat.settings import ModelSettings
 
@@ -117,9 +117,7 @@ class Worker:
 
     def _accept(self, job: Job) -> None:
         tokens = job.prompt.ids.tolist()
-        sequence = Sequence(
-            tokens, job.prompt.spans, tenant=job.request.caller.tenant, forks=len(job.answers) - 1, owner=job
-        )
+        sequence = Sequence(tokens, job.prompt.spans, tenant=job.tenant, forks=len(job.answers) - 1, owner=job)
         self._sequences[id(job)] = [sequence]
         self.scheduler.add(sequence)
 
@@ -127,8 +125,8 @@ class Worker:
         now = time.monotonic()
         for sequences in list(self._sequences.values()):
             job: Job = sequences[0].owner
-            if not job.started and now - job.since > self._settings.max_wait:
-                self._fail(job, Overloaded("The model is overloaded. Please try again later.", retry_after=10))
+            if not job.started and now - job.since > min(self._settings.max_wait, job.request.seconds):
+                self._fail(job, Overloaded(OVERLOADED, retry_after=10))
             elif job.cancelled:
                 self._end(job)
 
