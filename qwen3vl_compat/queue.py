@@ -6,9 +6,23 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
+from msgspec import Struct
+
 from qwen3vl_compat.errors import Overloaded
 
 T = TypeVar("T")
+
+
+class Occupancy(Struct, frozen=True, array_like=True):
+    """How full a queue is: places nobody has, and how many of each tenant wait."""
+
+    free: int
+    waiting: dict[str, int]
+
+    def places(self, tenant: str) -> int:
+        """How many more of this tenant there is room for, those counted that would give way to it."""
+        ahead = max(self.waiting.values(), default=0) - self.waiting.get(tenant, 0)
+        return self.free + max(0, ahead - self.free) // 2
 
 
 class FairQueue(Generic[T]):
@@ -23,6 +37,8 @@ class FairQueue(Generic[T]):
         self._most, self._size = most, 0
         self._lines: OrderedDict[str, deque[T]] = OrderedDict()
         """By tenant, the one whose turn it is first; none is empty."""
+        self._occupancy: Occupancy | None = None
+        """Until the queue is another."""
 
     def __len__(self) -> int:
         return self._size
@@ -31,22 +47,25 @@ class FairQueue(Generic[T]):
         for line in self._lines.values():
             yield from line
 
-    def places(self, tenant: str) -> int:
-        """How many more of this tenant there is room for, those counted that would give way to it."""
-        free = self._most - self._size
-        longest = max(map(len, self._lines.values()), default=0)
-        return free + max(0, longest - len(self._lines.get(tenant, ())) - free) // 2
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full it is."""
+        if self._occupancy is None:
+            waiting = {tenant: len(line) for tenant, line in self._lines.items()}
+            self._occupancy = Occupancy(self._most - self._size, waiting)
+        return self._occupancy
 
     def push(self, tenant: str, item: T) -> T | None:
         """Queue behind the others of the tenant; returns what there is no room for: this item, or an older one."""
-        if not self.places(tenant):
-            return item
         pushed_out = None
         if self._size == self._most:
+            if not self.occupancy.places(tenant):
+                return item
             pushed_out = max(self._lines.values(), key=len).pop()  # of two or more, so none is left empty
             self._size -= 1
         self._lines.setdefault(tenant, deque()).append(item)
         self._size += 1
+        self._occupancy = None
         return pushed_out
 
     def first(self) -> T | None:
@@ -60,6 +79,7 @@ class FairQueue(Generic[T]):
         if line:
             self._lines[tenant] = line
         self._size -= 1
+        self._occupancy = None
         return item
 
     def remove(self, tenant: str, item: T) -> None:
@@ -68,6 +88,7 @@ class FairQueue(Generic[T]):
         if line is not None and item in line:
             line.remove(item)
             self._size -= 1
+            self._occupancy = None
             if not line:
                 del self._lines[tenant]
 
@@ -87,9 +108,11 @@ class Pool(Generic[T]):
         """How many wait."""
         return len(self._queue)
 
-    def places(self, tenant: str) -> int:
-        """How many more of this tenant would be lent one, now or later."""
-        return len(self.free) + self._queue.places(tenant)
+    @property
+    def occupancy(self) -> Occupancy:
+        """How many more would be lent one, now or later."""
+        queue = self._queue.occupancy
+        return Occupancy(len(self.free) + queue.free, queue.waiting) if self.free else queue
 
     async def take(self, tenant: str) -> T:
         """Borrow one; raises Overloaded, at once or when others' tenants have more right to wait."""

@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
 """The rooms of the house that a room may import; one that is not listed may import any."""
 
 PACKAGES: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys((*VALUES, "wire"), ("msgspec",)),
+    **dict.fromkeys((*VALUES, "wire", "queue"), ("msgspec",)),
     "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi", "obstore"),
     "policies": ("msgspec", "limits", "slowapi", "redis", "hiredis"),
 }

@@ -37,7 +37,7 @@ class Machine(RuleBasedStateMachine):
     def push(self, tenant: str) -> None:
         self.came += 1
         item, before = (tenant, self.came), list(self.waiting)
-        places = self.queue.places(tenant)
+        places = self.queue.occupancy.places(tenant)
         assert places >= self.most - len(before)
         gone = self.queue.push(tenant, item)
         assert (places == 0) == (gone == item)
@@ -95,7 +95,7 @@ def test_a_flood_keeps_nobody_out_and_gets_no_more_than_its_turn() -> None:
         queue.push("flood", f"flood{number}")
     for tenant in ("a", "b", "c"):
         assert queue.push(tenant, tenant) == f"flood{7 - 'abc'.index(tenant)}"
-    assert queue.places("flood") == 0
+    assert queue.occupancy.places("flood") == 0
     assert [queue.pop() for _ in range(8)] == ["flood0", "a", "b", "c", *(f"flood{number}" for number in range(1, 5))]
 
 
@@ -104,7 +104,7 @@ def test_so_many_places_as_there_are_can_be_taken(before: list[str], most: int) 
     queue: FairQueue[int] = FairQueue(most)
     for number, tenant in enumerate(before):
         queue.push(tenant, number)
-    places = queue.places("a")
+    places = queue.occupancy.places("a")
     for number in range(places):
         assert queue.push("a", 100 + number) != 100 + number
 
@@ -143,7 +143,7 @@ async def test_what_is_free_is_lent_at_once_and_the_rest_in_turn() -> None:
 
     tasks = [asyncio.create_task(use(tenant)) for tenant in "aaab"]
     await asyncio.sleep(0)
-    assert (pool.waiting, [pool.places(tenant) for tenant in "abc"]) == (4, [0, 1, 1])
+    assert (pool.waiting, [pool.occupancy.places(tenant) for tenant in "abc"]) == (4, [0, 1, 1])
     pool.give("one")
     await asyncio.gather(*tasks)
     assert order == ["a", "b", "a", "a"]

@@ -9,6 +9,7 @@ from prometheus_client.metrics_core import Metric
 from qwen3vl_compat.events import Events, Usage
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
+from qwen3vl_compat.queue import Occupancy
 from qwen3vl_compat.settings import Settings
 
 
@@ -33,8 +34,9 @@ class Engine(Protocol):
         """The models this engine answers for."""
         ...
 
-    def places(self, tenant: str) -> int:
-        """How many more requests of this tenant `generate` would take now: a cheap look, not a promise."""
+    @property
+    def occupancy(self) -> Occupancy:
+        """How many more requests `generate` would take now, and whose wait: a cheap look, not a promise."""
         ...
 
     def generate(self, request: Request) -> Events:

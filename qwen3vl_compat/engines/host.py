@@ -25,6 +25,7 @@ from qwen3vl_compat.engines.protocol import (
     Fault,
     Figures,
     FromFront,
+    Full,
     Generate,
     Piece,
     Reply,
@@ -36,8 +37,9 @@ from qwen3vl_compat.engines.protocol import (
     fault_of,
 )
 from qwen3vl_compat.errors import ApiError, EngineFailed
-from qwen3vl_compat.events import Event
+from qwen3vl_compat.events import Event, Started
 from qwen3vl_compat.messages import Request
+from qwen3vl_compat.queue import Occupancy
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,8 @@ class Host:
         """Whether the engine has been started."""
         self.running = 0
         """Generations under way."""
+        self._fronts: set[_Front] = set()
+        self._telling = False
 
     async def serve(self, end: socket.socket, aside: Callable[[bytes], None] = lambda words: None) -> None:
         """Serve the front at this end of a socket pair until it is gone, then cancel what it had asked.
@@ -64,7 +68,22 @@ class Host:
         `aside` gets what it says that is no matter of the engine's.
         """
         front = _Front(self, aside)
-        await front.serve(end)
+        self._fronts.add(front)
+        try:
+            await front.serve(end)
+        finally:
+            self._fronts.discard(front)
+
+    def changed(self) -> None:
+        """Have all fronts told how full the engine is, when all that happens now has happened."""
+        if not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        for front in self._fronts:
+            front.tell()
 
 
 class _Front:
@@ -78,12 +97,14 @@ class _Front:
         self._arriving: dict[int, Arriving] = {}
         self._windows: dict[int, asyncio.Semaphore] = {}
         self._shares: dict[int, Share] = {}
+        self._told: Occupancy | None = None
 
     async def serve(self, end: socket.socket) -> None:
         await self._channel.open(end)
         self._channel.send(Welcome(self._engine.vision, self._engine.models()))
         try:
             while not self._gone.is_set():
+                self.tell()
                 self._channel.send(Beat(self._host.ready and self._engine.alive))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._gone.wait(), BEAT_S)
@@ -93,6 +114,13 @@ class _Front:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._channel.close()
+
+    def tell(self) -> None:
+        """Say how full the engine is, if that is news."""
+        now = self._engine.occupancy
+        if now is not self._told and now != self._told:
+            self._channel.send(Full(now))
+        self._told = now
 
     def _take(self, message: FromFront) -> None:
         match message:
@@ -154,6 +182,7 @@ class _Front:
     async def _generate(self, number: int, request: Request) -> None:
         window = self._windows[number] = asyncio.Semaphore(AHEAD)
         self._host.running += 1
+        self._host.changed()
         fault = None
         try:
             async with aclosing(self._engine.generate(request)) as events:
@@ -161,10 +190,13 @@ class _Front:
                     # What nobody reads stays with the engine, which knows how long it lets itself be kept waiting.
                     await window.acquire()
                     self._put(number, event)
+                    if isinstance(event, Started):
+                        self._host.changed()
         except Exception as error:
             fault = _fault(error)
         finally:
             self._host.running -= 1
+            self._host.changed()
             del self._windows[number]
         self._share(number, over=True, fault=fault)
 

@@ -16,6 +16,7 @@ from qwen3vl_compat.errors import ApiError
 from qwen3vl_compat.events import Event, Usage
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Part, Picture, Request, ToolResult, Video
+from qwen3vl_compat.queue import Occupancy
 
 PIECE = 2**18
 """Bytes of patches in one message."""
@@ -97,6 +98,12 @@ class Beat(Struct, frozen=True, tag="beat", array_like=True):
     alive: bool
 
 
+class Full(Struct, frozen=True, tag="full", array_like=True):
+    """How full the engine is; said when it changes."""
+
+    occupancy: Occupancy
+
+
 class Fault(Struct, frozen=True, tag="fault", array_like=True):
     """An ApiError, by the name of its class."""
 
@@ -168,7 +175,7 @@ class Step(Struct, frozen=True, tag="step", array_like=True):
     shares: list[Share]
 
 
-FromEngine = Welcome | Beat | Reply | Step
+FromEngine = Welcome | Beat | Full | Reply | Step
 
 # ------------------------------------------------------------------------------------------------------------- errors
 

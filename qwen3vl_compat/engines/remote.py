@@ -26,6 +26,7 @@ from qwen3vl_compat.engines.protocol import (
     Fault,
     Figures,
     FromEngine,
+    Full,
     Generate,
     Piece,
     Reply,
@@ -41,6 +42,7 @@ from qwen3vl_compat.errors import ApiError, EngineFailed, InvalidRequest, Overlo
 from qwen3vl_compat.events import Event, Events, Usage
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
+from qwen3vl_compat.queue import Occupancy
 
 SILENT = 15.0
 """Seconds without a sign of life after which no work is given to the engine's process any more."""
@@ -66,6 +68,7 @@ class RemoteEngine:
         self._rooms: dict[tuple[int, int, int | None], int | Fault] = {}
         self._met: asyncio.Future[Welcome | None] = asyncio.get_running_loop().create_future()
         self._begun = asyncio.Event()
+        self._occupancy = Occupancy(1, {})
         self._alive, self._heard, self._closed = False, 0.0, False
         self.lost = asyncio.Event()
         """Set once the engine's process is gone."""
@@ -98,6 +101,11 @@ class RemoteEngine:
     def models(self) -> tuple[ModelInfo, ...]:
         """The models over there."""
         return self._known.models
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How full the engine was a moment ago."""
+        return self._occupancy
 
     async def start(self) -> None:
         """Wait until the engine is ready."""
@@ -214,6 +222,8 @@ class RemoteEngine:
                 answer = self._asked.get(message.number)
                 if answer is not None and not answer.done():
                     answer.set_result(message.result)
+            case Full():
+                self._occupancy = message.occupancy
             case Beat():
                 self._alive = message.alive
                 if message.alive:

@@ -37,7 +37,7 @@ from qwen3vl_compat.events import (
 )
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Picture, Request, Text, Tool, Video
-from qwen3vl_compat.queue import Pool
+from qwen3vl_compat.queue import Occupancy, Pool
 from qwen3vl_compat.settings import Settings
 
 WORD = re.compile(r"\s*\S+|\s+$")
@@ -123,9 +123,10 @@ class ScriptedEngine:
             raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
         return min(request.sampling.max_tokens or room, room)
 
-    def places(self, tenant: str) -> int:
-        """Free rows, and what there is for this tenant in the queue."""
-        return self._rows.places(tenant)
+    @property
+    def occupancy(self) -> Occupancy:
+        """Free rows, and the queue."""
+        return self._rows.occupancy
 
     async def generate(self, request: Request) -> Events:
         """Play the script, choice after choice, all in one row."""

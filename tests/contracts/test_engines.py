@@ -183,16 +183,16 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_full_queue_gives_way_to_who_has_less_in_it(small: Engine) -> None:
     async with all_rows_taken(small) as answers:
-        assert small.places("a") == 2
+        assert small.occupancy.places("a") == 2
         waiting = [asked(small, "a"), asked(small, "a")]
-        await until(lambda: not small.places("a"))
-        assert small.places("b") == 1
+        await until(lambda: not small.occupancy.places("a"))
+        assert small.occupancy.places("b") == 1
         with pytest.raises(Overloaded, match="The model is overloaded") as refused:
             await asked(small, "a")
         assert refused.value.retry_after
         other = asked(small, "b")
         await until(lambda: any(each.done() for each in waiting))
-        assert small.places("b") == 0
+        assert small.occupancy.places("b") == 0
         for each in answers:
             await each.aclose()
         ended = await asyncio.gather(*waiting, other, return_exceptions=True)
@@ -204,14 +204,14 @@ async def test_what_waits_too_long_is_never_begun(small: Engine) -> None:
     async with all_rows_taken(small):
         with pytest.raises(Overloaded):
             await asked(small, "b", seconds=0.1)
-        assert small.places("a") == 2
+        assert small.occupancy.places("a") == 2
 
 
 async def test_who_leaves_makes_room_at_once(small: Engine) -> None:
     async with all_rows_taken(small) as answers:
         waiting = [asked(small, "a"), asked(small, "a")]
-        await until(lambda: not small.places("a"))
+        await until(lambda: not small.occupancy.places("a"))
         waiting[0].cancel()
-        await until(lambda: bool(small.places("a")))
+        await until(lambda: bool(small.occupancy.places("a")))
         await answers[0].aclose()
         assert isinstance(await waiting[1], Completion)

@@ -52,7 +52,7 @@ async def fill(house: House, stack: AsyncExitStack) -> None:
     waiting = asyncio.ensure_future(anext(house.service.engine.generate(request)))
     stack.callback(waiting.cancel)
     await asyncio.sleep(0)
-    assert house.service.engine.places("default") == 0
+    assert house.service.engine.occupancy.places("default") == 0
 
 
 def rows(house: House) -> int:

@@ -31,7 +31,7 @@ from qwen3vl_compat.errors import OVERLOADED, EngineFailed, InvalidRequest, NotF
 from qwen3vl_compat.events import Events, Started, Usage
 from qwen3vl_compat.media.limits import VisionSpec
 from qwen3vl_compat.messages import ModelInfo, Request
-from qwen3vl_compat.queue import FairQueue
+from qwen3vl_compat.queue import FairQueue, Occupancy
 from qwen3vl_compat.settings import ModelSettings, Settings
 
 log = logging.getLogger(__name__)
@@ -156,9 +156,10 @@ class LocalEngine:
         left = min(limit, room) - usage.prompt
         return min(request.sampling.max_tokens or self._default_max_tokens, left)
 
-    def places(self, tenant: str) -> int:
-        """What there is for this tenant in the queue, which all pass."""
-        return self._waiting.places(tenant)
+    @property
+    def occupancy(self) -> Occupancy:
+        """The queue, which all pass."""
+        return self._waiting.occupancy
 
     async def generate(self, request: Request) -> Events:
         """Queue the request and pass its events on; closing this ends the generation within a step."""
