@@ -4,11 +4,23 @@ from collections import Counter
 from collections.abc import Iterator
 from threading import Lock
 
+from msgspec import Struct
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 
 from qwen3vl_compat.accounts.money import NANO, Counts
 
 _TOKENS = ("text_in", "vision_in", "cached_in", "out", "reasoning")
+
+
+class Over(Struct, frozen=True, array_like=True):
+    """A request whose row has left `open`; `cost` is in nano-units."""
+
+    tenant: str
+    model: str
+    state: str
+    cache: str
+    counts: Counts
+    cost: int
 
 
 class Totals:
@@ -23,15 +35,15 @@ class Totals:
         self._pictures: Counter[tuple[str, ...]] = Counter()
         self._cost: Counter[tuple[str, ...]] = Counter()
 
-    def add(self, tenant: str, model: str, state: str, counts: Counts, cost: int) -> None:
-        """Note a request that has left `open` as `state`; `cost` is in nano-units. May be called from any thread."""
-        whose = (model, tenant) if self._by_tenant else (model,)
+    def add(self, over: Over) -> None:
+        """Note a request. May be called from any thread."""
+        whose = (over.model, over.tenant) if self._by_tenant else (over.model,)
         with self._lock:
-            self._requests[(*whose, state)] += 1
+            self._requests[(*whose, over.state, over.cache)] += 1
             for kind in _TOKENS:
-                self._tokens[(*whose, kind)] += getattr(counts, kind)
-            self._pictures[whose] += counts.pictures
-            self._cost[(*whose, self._currency)] += cost
+                self._tokens[(*whose, kind)] += getattr(over.counts, kind)
+            self._pictures[whose] += over.counts.pictures
+            self._cost[(*whose, self._currency)] += over.cost
 
     def collect(self) -> Iterator[Metric]:
         """Everything, as prometheus_client's collectors do."""
@@ -46,7 +58,7 @@ class Totals:
 
 
 _FAMILIES = (
-    ("qwen3vl_requests", "Requests that are over, by how they ended", ("state",), 1),
+    ("qwen3vl_requests", "Requests that are over, by how they ended and what the cache had", ("state", "cache"), 1),
     ("qwen3vl_request_tokens", "Their tokens by kind; reasoning is a part of out", ("kind",), 1),
     ("qwen3vl_request_pictures", "Their pictures, videos and pages", (), 1),
     ("qwen3vl_request_cost", "What they cost", ("currency",), NANO),

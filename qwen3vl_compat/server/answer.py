@@ -14,7 +14,7 @@ from qwen3vl_compat.accounts.booking import Entry, Outcome
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.ledger import Ledger
 from qwen3vl_compat.accounts.replies import Replies
-from qwen3vl_compat.accounts.totals import Totals
+from qwen3vl_compat.accounts.totals import Over, Totals
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
@@ -72,7 +72,7 @@ class Service:
         )
 
     def _sum_up(self, entry: Entry, outcome: Outcome) -> None:
-        self.totals.add(entry.tenant, entry.model, outcome.state, outcome.counts, outcome.cost)
+        self.totals.add(Over(entry.tenant, entry.model, outcome.state, entry.cache, outcome.counts, outcome.cost))
 
     async def _used(self, claim: Claim, since: int) -> int:
         """What the ledger knows of a counter."""

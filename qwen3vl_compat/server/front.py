@@ -16,8 +16,7 @@ from sqlalchemy.exc import OperationalError
 from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import DatabaseUnusable
 from qwen3vl_compat.accounts.ledger import LedgerUnavailable
-from qwen3vl_compat.accounts.money import Counts
-from qwen3vl_compat.accounts.totals import Totals
+from qwen3vl_compat.accounts.totals import Over, Totals
 from qwen3vl_compat.cli_options import database_of
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.remote import RemoteEngine
@@ -42,11 +41,21 @@ class Reported(Totals):
     def __init__(self, engine: RemoteEngine, settings: Settings) -> None:
         super().__init__(settings.ledger.currency)
         self._engine, self._loop = engine, asyncio.get_running_loop()
+        self._unsaid: list[Over] = []
 
-    def add(self, tenant: str, model: str, state: str, counts: Counts, cost: int) -> None:
-        """Report it."""
+    def add(self, over: Over) -> None:
+        """Report it, with what else is closed in the same transaction."""
+        with self._lock:
+            self._unsaid.append(over)
+            if len(self._unsaid) > 1:
+                return
         with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(_say, self._engine, Closed(tenant, model, state, counts, cost))
+            self._loop.call_soon_threadsafe(self._report)
+
+    def _report(self) -> None:
+        with self._lock:
+            rows, self._unsaid = self._unsaid, []
+        _say(self._engine, Closed(tuple(rows)))
 
     def collect(self) -> Iterator[Metric]:
         """Nothing: it is told with the engine's figures."""

@@ -20,8 +20,7 @@ from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from qwen3vl_compat.accounts.money import Counts
-from qwen3vl_compat.accounts.totals import Totals
+from qwen3vl_compat.accounts.totals import Over, Totals
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.engines.host import Host
 from qwen3vl_compat.settings import Settings, SettingsError
@@ -45,13 +44,9 @@ class Refused(Struct, frozen=True, tag="refused"):
 
 
 class Closed(Struct, frozen=True, tag="closed"):
-    """A front says that a row was closed: what `Totals.add` is told."""
+    """A front says that rows were closed."""
 
-    tenant: str
-    model: str
-    state: str
-    counts: Counts
-    cost: int
+    rows: tuple[Over, ...]
 
 
 Words = Serving | Refused | Closed
@@ -152,8 +147,9 @@ class Fronts:
 
     def _hear(self, number: int, words: bytes) -> None:
         match _words.decode(words):
-            case Closed() as row:
-                self._totals.add(row.tenant, row.model, row.state, row.counts, row.cost)
+            case Closed(rows):
+                for row in rows:
+                    self._totals.add(row)
             case Serving():
                 self._serving.add(number)
                 if len(self._serving) == self._settings.server.workers:

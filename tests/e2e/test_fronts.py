@@ -122,7 +122,7 @@ def test_both_sdks_through_both_fronts(served: Served) -> None:
     with both(served) as clients:
         one, other = (figures(client, served) for client in clients)
         assert one == other
-        name = 'qwen3vl_requests_total{model="qwen3-vl",state="final"}'
+        name = 'qwen3vl_requests_total{cache="off",model="qwen3-vl",state="final"}'
         assert one[name] - before.get(name, 0) == 6
         assert one["qwen3vl_fronts"] == 2
 
@@ -185,7 +185,11 @@ def test_a_front_that_dies_is_replaced_and_the_other_goes_on(served: Served) -> 
         until(lambda: len(kept.lines) > count + 10)
         until(lambda: figures(client, served)["qwen3vl_fronts"] == 2)
         assert "front 1 was ended by signal 9" in served.log()
-        until(lambda: figures(client, served).get('qwen3vl_requests_total{model="qwen3-vl",state="interrupted"}'))
+        until(
+            lambda: figures(client, served).get(
+                'qwen3vl_requests_total{cache="off",model="qwen3-vl",state="interrupted"}'
+            )
+        )
         after = figures(client, served)
         assert after["qwen3vl_front_deaths_total"] == 1
         assert all(after[name] >= value for name, value in before.items() if "_total" in name)
