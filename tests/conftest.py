@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The bundled model, served."""
-    with serving(tmp_path_factory.mktemp("demo")) as served:
+    with serving(tmp_path_factory.mktemp("demo"), environment=UNCACHED) as served:
         yield served
 
 
@@ -91,14 +91,14 @@ def thinker(blank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def thinking_server(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The random thinking checkpoint, served."""
-    with serving(tmp_path_factory.mktemp("thinking"), "--model", str(thinker)) as served:
+    with serving(tmp_path_factory.mktemp("thinking"), "--model", str(thinker), environment=UNCACHED) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
 def moe_server(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The random mixture of experts, served."""
-    with serving(tmp_path_factory.mktemp("experts"), "--model", str(moe)) as served:
+    with serving(tmp_path_factory.mktemp("experts"), "--model", str(moe), environment=UNCACHED) as served:
         yield served
 
 

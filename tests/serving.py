@@ -41,6 +41,9 @@ class Served:
 UNCOMPILED = {"QWEN3VL_MODEL__COMPILE": "false"}
 """The environment of a server that compiles nothing: it takes a minute of the machine. test_compiling.py does it."""
 
+UNCACHED = {"QWEN3VL_CACHE__MEMORY": "0"}
+"""The environment of a server whose engine is tried: an answer that is kept proves nothing of it."""
+
 
 @contextmanager
 def serving(

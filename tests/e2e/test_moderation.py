@@ -191,7 +191,8 @@ def test_an_answer_that_goes_wrong_is_cut_off_and_pays_for_what_was_made(
     key = new_key(guarded, "--budget", "1/month")
     said = ask(guarded, key, wire, SPLIT, stream=stream, n=n)
     assert said.reason == ("content_filter" if wire == "openai" else "SAFETY")
-    assert said.text.removeprefix("a thought ").strip() == "one two"
+    text = said.text.removeprefix("a thought ").strip()
+    assert text == "one two" if n == 1 else "one two".startswith(text)  # all end with the first that goes wrong
     row = closed_row(guarded, key)
     assert (row["state"], row["finish"], row["moderation"]) == ("final", "content_filter", "words:violence")
     assert row["out"] == said.tokens
