@@ -16,7 +16,7 @@ import pytest
 
 from tests.postgres import empty_postgres, new_postgres, postgres, postgres_template  # noqa: F401, these are fixtures
 from tests.redis_server import own_redis, redis_server  # noqa: F401, these too
-from tests.serving import ROOT, Served, serving
+from tests.serving import ROOT, UNCACHED, Served, serving
 
 hypothesis.settings.register_profile("shared", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("shared")
