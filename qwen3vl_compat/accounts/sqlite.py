@@ -6,6 +6,7 @@ that is empty, cut off, damaged or somebody else's is never ours to fill, and is
 
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -25,6 +26,8 @@ FILE = "qwen3vl.db"
 _CHECKED = (tenants.name, keys.name)
 """Tables read through at every start; they are small. The rest of the file is checked as SQLite comes across it."""
 _WAIT_S = 5.0
+SOON_S, LOOK_S = 0.05, 0.0002
+"""Who wants to write looks so often whether it can, for so long."""
 _MIGRATION_WAIT_S = 60.0
 _SMALLEST = 512
 """Bytes of the smallest SQLite database there can be."""
@@ -180,8 +183,34 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _begin(connection: Connection) -> None:
     """Begin for SQLAlchemy, since the connections are in autocommit mode; DDL is then transactional too."""
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if not connection.get_execution_options().get("writes", False):
+        connection.exec_driver_sql("BEGIN")
+    elif not _begin_soon(connection):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_soon(connection: Connection) -> bool:
+    """Begin to write within SOON_S; False if others write all the while.
+
+    SQLite itself would look again after 1, 3 and 8 ms and so on, which is many times what a transaction takes.
+    """
+    held = connection.connection.driver_connection
+    assert isinstance(held, sqlite3.Connection)
+    (usual,) = held.execute("PRAGMA busy_timeout").fetchone()
+    held.execute("PRAGMA busy_timeout=0")
+    end = time.monotonic() + SOON_S
+    try:
+        while True:
+            try:
+                held.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                    return False  # once more, so that it fails as anything else does
+                time.sleep(LOOK_S)
+            else:
+                return True
+    finally:
+        held.execute(f"PRAGMA busy_timeout={usual}")
 
 
 def _connect(path: Path, *, wait_s: float) -> sqlite3.Connection:
