@@ -6,6 +6,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from qwen3vl_compat.server.corked import Corked
+
 HEAD_BYTES, HEAD_LINES = 64 * 1024, 100
 """Most bytes and most header lines in the head of a request."""
 HEAD_SECONDS = 20.0
@@ -36,7 +38,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
-        super().connection_made(transport)
+        super().connection_made(Corked(transport, self.loop))  # type: ignore[arg-type]
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
