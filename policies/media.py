@@ -56,7 +56,9 @@ class Gathered:
         """What tells these media, as the model is shown them, from any others: plain values. Reads them all."""
         if self._renderer is None:
             return []
-        return [_decoders(), self._renderer.how, [[_look(medium) for medium in found] for found in self._media]]
+        shown = zip(self._received, self._media, strict=True)
+        looks = [[part.fps if isinstance(part, Frames) else None, *map(_look, found)] for part, found in shown]
+        return [_decoders(), self._renderer.how, looks]
 
     async def rendered(self) -> Request:
         """The request with checked pictures, videos and words in their place; InvalidRequest names the field."""

@@ -26,6 +26,8 @@ class MemoryStore:
 
     async def put(self, name: str, value: bytes) -> None:
         self._drop(name)
+        if len(value) + OVERHEAD > self._most:
+            return
         self._values[name] = value, self._clock() + self._life
         self.size += len(value) + OVERHEAD
         while self.size > self._most:
