@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 from msgspec.structs import replace
 
-from qwen3vl_compat.errors import ContentRefused, OutOfCredit, RateLimited
+from qwen3vl_compat.errors import ContentRefused, InvalidRequest, OutOfCredit, RateLimited
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Progress, Started, Usage, fold
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Moderation
@@ -35,6 +35,8 @@ Encode = Callable[[Request, Completion], bytes]
 HIT: Headers = (("x-cache", "hit"),)
 MISS: Headers = (("x-cache", "miss"),)
 OFF: Headers = (("x-cache", "off"),)
+_OF_ITS_OWN = (ContentRefused, InvalidRequest, OutOfCredit, RateLimited)
+"""Refusals that are for who came first: another has other limits, and other names for its fields."""
 _LASTING = frozenset({"stop", "length", "tool_calls"})
 
 
@@ -147,7 +149,7 @@ class Cache:
             flight.join()
             try:
                 started = await flight.started()
-            except (ContentRefused, RateLimited, OutOfCredit):  # of the one who came first, and in a row of its own
+            except _OF_ITS_OWN:
                 await flight.leave()
             except BaseException:
                 await flight.leave()

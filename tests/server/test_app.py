@@ -11,6 +11,7 @@ import pytest
 
 from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import open_database
+from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
 from qwen3vl_compat.messages import Caller
@@ -26,13 +27,13 @@ from qwen3vl_compat.settings import ServerSettings, Settings
 class House:
     """A server's application with a database of its own, and the keys of its first start."""
 
-    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
+    def __init__(self, folder: Path, settings: Settings | None = None, engine: Engine | None = None) -> None:
         settings = settings or Settings()
         self.accounts = open_accounts(open_database(folder), settings)
         first = self.accounts.keys.ensure_first()
         assert first is not None
         self.key, self.admin = first.model, first.admin
-        self.service = build_service(settings, ScriptedEngine(settings), self.accounts)
+        self.service = build_service(settings, engine or ScriptedEngine(settings), self.accounts)
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         """One that sends the model key, another, or with an empty text none."""
