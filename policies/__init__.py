@@ -51,9 +51,8 @@ class Moderation(Protocol):
         """
         ...
 
-    @property
-    def fingerprint(self) -> str:
-        """What tells who moderates from others who might say something else."""
+    async def fingerprint(self, tenant: str) -> str:
+        """What tells who moderates a tenant's requests from others who might say something else."""
         ...
 
 

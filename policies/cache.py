@@ -58,7 +58,7 @@ class Ways(Struct, frozen=True):
     metering: Following
     books: Bookkeeping
     model_of: Callable[[str], str]
-    """What tells a model, by its name, and the rules around it from any others."""
+    """What tells a model, by its name, from any other."""
     encode: Encode
     """A whole answer as it goes out, on the request's wire."""
 
@@ -85,12 +85,12 @@ class Cache:
 
         return inside
 
-    async def look(self, name: str) -> tuple[bytes, Taken] | None:
-        """The seal of the answer of that name, and what it takes of limits and money."""
+    async def look(self, name: str) -> tuple[bytes, Answer] | None:
+        """The answer of that name, behind its seal."""
         assert self.shelf is not None
         value = await self.shelf.store.get(name)
         answer = value and self.shelf.open(name, value)
-        return (value[:SEAL], Taken(answer.usage, answer.pictures, answer.finish)) if value and answer else None
+        return (value[:SEAL], answer) if value and answer else None
 
     async def admit(self, claims: Sequence[Claim], more: Sequence[Claim], name: str, seal: bytes) -> Decision:
         """Note the claims, and with the answer of that name and seal, which comes along, `more`: all or none."""
@@ -135,8 +135,8 @@ class Cache:
         request, wish = gathered.request, gathered.request.freshness
         if self.shelf is None or not self.looks_for(request):
             return _told(fresh(await self._rendered(gathered)), OFF)
-        model = self._ways.model_of(request.model)
-        name = self.shelf.name(await material_of(gathered, model))
+        rules = await self._ways.moderation.fingerprint(request.caller.tenant)
+        name = self.shelf.name(await material_of(gathered, f"{self._ways.model_of(request.model)} {rules}"))
         kept = name if gathered.lasting else ""
         while wish.read:
             answer = await self.shelf.find(name, wish.max_age)

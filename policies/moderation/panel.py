@@ -15,14 +15,14 @@ class Panel:
     """Asks them one at a time. `notes` is what is to be said of what is let pass, as the ledger writes it."""
 
     def __init__(self, moderators: Sequence[Moderator], terms: ModerationTerms) -> None:
-        self._moderators = [each for each in moderators if each.name not in terms.off]
+        self.moderators = [each for each in moderators if each.name not in terms.off]
         self._on_failure = terms.on_failure
         self._turn = asyncio.Lock()
         self.notes: list[str] = []
 
     def at(self, stage: Stage) -> list[Moderator]:
         """Those who look then."""
-        return [each for each in self._moderators if stage in each.stages]
+        return [each for each in self.moderators if stage in each.stages]
 
     async def objection(self, stage: Stage, texts: Sequence[str], pictures: Sequence[bytes] = ()) -> str:
         """What the first who objects says, as the ledger writes it; empty if nobody does."""

@@ -128,10 +128,10 @@ class Moderators:
             self._instant[terms.off] = _passing(Panel(self._moderators, terms))
         return self._instant[terms.off]
 
-    @property
-    def fingerprint(self) -> str:
-        """What tells these moderators from others: 64 hexadecimal digits."""
-        told = [(each.fingerprint, each.stages) for each in self._moderators]
+    async def fingerprint(self, tenant: str) -> str:
+        """What tells a tenant's moderators from others: 64 hexadecimal digits."""
+        asked = (await self._panel(tenant)).moderators if self._moderators else []
+        told = [(each.fingerprint, each.stages) for each in asked]
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
     async def close(self) -> None:

@@ -110,7 +110,7 @@ def build_service(
     models = {model.id: model for model in engine.models()}
 
     def model_of(name: str) -> str:
-        return " ".join((__version__, models[name].revision, models[name].digest, moderation.fingerprint))
+        return " ".join((__version__, models[name].revision, models[name].digest))
 
     ways = Ways(policy.gathered, moderation, service.room.check, metering, books, model_of, encode_whole)
     together = bool(settings.cache.redis) and settings.cache.redis == settings.limits.redis

@@ -102,10 +102,10 @@ class Door:
         return receive
 
     async def _body(self, exchange: Exchange, receive: Receive, claims: Sequence[Claim]) -> bytes:
-        """The body, before anything is claimed; one that is refused is a request all the same."""
+        """The body, before anything is claimed; one that is refused, or never comes, is a request all the same."""
         try:
             return await read_json_body(exchange, receive, self._guard.settings)
-        except ApiError:
+        except (ApiError, Disconnected):
             await self._guard.claim(exchange, claims)
             raise
 

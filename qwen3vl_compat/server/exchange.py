@@ -39,6 +39,8 @@ class Exchange:
         """The request whose answer is sent again."""
         self.asked = b""
         """A digest of all of the request, where it is one that may come again."""
+        self.terms: object = None
+        """What held for its tenant when it came, where that can be told."""
         self.known: bytes | None = None
         """The whole answer, where it needs nobody to be asked."""
         self.kept = ""

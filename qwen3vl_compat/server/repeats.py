@@ -10,15 +10,18 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
+from qwen3vl_compat.errors import RateLimited
 from qwen3vl_compat.messages import Request
+from qwen3vl_compat.policies.caching import Answer
 from qwen3vl_compat.policies.caching.naming import form_of
 from qwen3vl_compat.policies.hits import Hit, Taken
 from qwen3vl_compat.policies.idempotency import NAME as IDEMPOTENCY
-from qwen3vl_compat.policies.limiting import Claim
+from qwen3vl_compat.policies.limiting import Claim, Decision
 from qwen3vl_compat.policies.limiting.verdict import headers_of, refusal_of
 from qwen3vl_compat.server.body import announced_size
 from qwen3vl_compat.server.claims import claim
@@ -38,22 +41,28 @@ _OTHERWISE = frozenset({IDEMPOTENCY.lower(), FRESHNESS.lower(), "x-server-timeou
 Passes = Callable[[str], bool]
 
 
+class Terms(NamedTuple):
+    """What holds for a tenant: who says at once whether an answer passes, if anybody does, and what may be sent."""
+
+    passes: Passes | None
+    limits: MediaLimits
+
+
 class Known(Struct, frozen=True):
-    """An answer that is kept: the seal it bears, and what it takes of limits and money."""
+    """An answer that is kept and passes: the seal it bears, and what it takes of limits and money."""
 
     seal: bytes
     taken: Taken
 
 
 class Recipe(Struct):
-    """What the body of a request came to."""
+    """What the body of a request came to, on these terms."""
 
     name: str
     model: str
     form: str
     headers: dict[str, str]
-    limits: MediaLimits
-    passes: Passes
+    terms: Terms
     known: Known | None = None
 
 
@@ -81,10 +90,11 @@ class Repeats:
 
         Raises RateLimited and OutOfCredit.
         """
-        exchange.asked = _digest(exchange, body)
+        exchange.asked, terms = _digest(exchange, body), await self._terms(exchange)
         recipe = self._recipes.get(exchange.asked)
-        known = recipe and await self._known(recipe, exchange)
+        known = recipe and await self._known(recipe, exchange, terms)
         if recipe is None or known is None:
+            exchange.terms = terms
             await claim(self._service.limiter, exchange, claims)
             return None
         service, now = self._service, int(time.time())
@@ -94,9 +104,9 @@ class Repeats:
         hit = await Hit.of(service.books, request, known.taken)
         decision = await service.cache.admit(claims, hit.claims, recipe.name, known.seal)
         if decision.refused is not None:
-            raise refusal_of(decision)
+            raise await self._refusal(exchange, claims, decision)
         kept = service.cache.open(recipe.name, decision.stored) if decision.stored else None
-        if kept is None or recipe.form not in kept.bodies or not recipe.passes(kept.text):
+        if kept is None:
             recipe.known = None
             exchange.answer_headers |= dict(headers_of(decision.standings[: len(claims)]))
             return None
@@ -108,32 +118,49 @@ class Repeats:
 
     async def learn(self, exchange: Exchange, request: Request, headers: dict[str, str]) -> None:
         """Note what a request came to that was answered just now."""
-        service = self._service
-        passes = service.moderation.instant(exchange.caller.tenant)
-        if not exchange.asked or not exchange.kept or passes is None:
+        if not exchange.asked or not exchange.kept:
             return
-        limits = await service.accounts.media_limits(exchange.caller.tenant)
-        recipe = Recipe(exchange.kept, request.model, form_of(exchange.wire, request), headers, limits, passes)
+        terms = await self._terms(exchange)
+        if terms.passes is None or terms != exchange.terms:  # it was looked at, or is to be, on others
+            return
+        recipe = Recipe(exchange.kept, request.model, form_of(exchange.wire, request), headers, terms)
         if (before := self._recipes.get(exchange.asked)) is not None:
             recipe.known = before.known
         self._recipes[exchange.asked] = recipe
         if len(self._recipes) > KNOWN:
             self._recipes.popitem(last=False)
 
-    async def _known(self, recipe: Recipe, exchange: Exchange) -> Known | None:
-        """What the answer takes, if all is as it was as far as can be told without asking for it."""
+    async def _refusal(self, exchange: Exchange, claims: Sequence[Claim], decision: Decision) -> RateLimited:
+        """A refusal as the long way has it, where a request counts before its answer is asked for."""
+        first, rest = decision.standings[: len(claims)], decision.standings[len(claims) :]
+        if decision.refused in first:
+            return refusal_of(replace(decision, standings=first))
+        await claim(self._service.limiter, exchange, claims)
+        return refusal_of(replace(decision, standings=rest))
+
+    async def _terms(self, exchange: Exchange) -> Terms:
         service, tenant = self._service, exchange.caller.tenant
+        return Terms(service.moderation.instant(tenant), await service.accounts.media_limits(tenant))
+
+    async def _known(self, recipe: Recipe, exchange: Exchange, terms: Terms) -> Known | None:
+        """What the answer takes, if all is as it was as far as can be told without asking for it."""
+        service = self._service
         holds = (
             not service.lifecycle.draining
             and service.engine.alive
             and (exchange.key is None or exchange.key.may_call(recipe.model))
-            and service.moderation.instant(tenant) == recipe.passes
-            and await service.accounts.media_limits(tenant) == recipe.limits
+            and terms == recipe.terms
         )
-        if holds and recipe.known is None:
-            found = await service.cache.look(recipe.name)
-            recipe.known = found and Known(*found)
+        if holds and recipe.known is None and (found := await service.cache.look(recipe.name)) is not None:
+            recipe.known = _fitting(recipe, *found)
         return recipe.known if holds else None
+
+
+def _fitting(recipe: Recipe, seal: bytes, answer: Answer) -> Known | None:
+    """What is known of an answer that may be told in this form; what was kept for another wire is not."""
+    assert recipe.terms.passes is not None
+    fits = recipe.form in answer.bodies and recipe.terms.passes(answer.text)
+    return Known(seal, Taken(answer.usage, answer.pictures, answer.finish)) if fits else None
 
 
 def _asks_for_a_whole_answer(path: str) -> bool:

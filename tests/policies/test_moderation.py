@@ -492,14 +492,17 @@ async def test_what_lists_of_words_say_of_a_text_is_said_at_once(house: House) -
     assert house.moderators(Words(LISTS), house.service()).instant("acme") is not None
 
 
-def test_other_moderators_have_another_fingerprint() -> None:
+async def test_other_moderators_have_another_fingerprint() -> None:
     house = House(create_engine("sqlite://"))
     sets: list[list[Moderator]] = [
         [], [Words(LISTS)], [Words({"a": ["x"]})], [Words(LISTS, stages=("before",))], [house.service()],
         [house.service(model="other")], [house.service(), Words(LISTS)], [Words(LISTS), house.service()],
     ]  # fmt: skip
-    assert len({house.moderators(*each).fingerprint for each in sets}) == len(sets)
-    assert house.moderators(Words(LISTS)).fingerprint == house.moderators(Words(LISTS)).fingerprint
+    prints = [await house.moderators(*each).fingerprint("acme") for each in sets]
+    assert len(set(prints)) == len(sets)
+    assert await house.moderators(Words(LISTS)).fingerprint("acme") == prints[1]
+    house.terms = ModerationTerms(off=("svc",))
+    assert await house.moderators(Words(LISTS), house.service()).fingerprint("acme") == prints[1]
 
 
 async def test_by_itself_every_message_gets_its_own_verdict(house: House) -> None:

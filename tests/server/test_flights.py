@@ -116,7 +116,8 @@ class Flying(House):
         self.number += 1
         asked: dict[str, Any] = {
             "id": f"{self.number:024d}", "created": self.number, "model": "qwen3-vl", "caller": caller,
-            "wire": "openai", "messages": (Message("user", (Text("good day"),)),), "sampling": Sampling(temperature=0.0, max_tokens=50),
+            "wire": "openai", "messages": (Message("user", (Text("good day"),)),),
+            "sampling": Sampling(temperature=0.0, max_tokens=50),
         }  # fmt: skip
         return Heard(self, Request(**asked | more))
 
