@@ -21,7 +21,7 @@ class RedisStore:
         """Raises ValueError for a URL that is none."""
         self._line, self._wait = Line(settings.redis), settings.redis_wait
         self._life = max(1, int(settings.life * 1000))
-        self._lost = False
+        self._lost, self._refused = False, False
         self._again_at = 0.0
 
     async def get(self, name: str) -> bytes | None:
@@ -29,7 +29,8 @@ class RedisStore:
         return value if isinstance(value, bytes) else None
 
     async def put(self, name: str, value: bytes) -> None:
-        await self._call("SET", PREFIX + key_of(name), value, "PX", self._life)
+        if await self._call("SET", PREFIX + key_of(name), value, "PX", self._life) is not None:
+            self._refused = False
 
     async def close(self) -> None:
         await self._line.close()
@@ -43,18 +44,19 @@ class RedisStore:
         try:
             answer = await self._line.call(Patience(self._wait), *words)
         except ResponseError as refusal:  # no memory, a key of another kind
-            self._lose(str(refusal), lost=False)
+            self._say(str(refusal))
+            self._refused = True
             return None
         except Lost as failure:
-            self._lose(str(failure), lost=True)
+            self._say(str(failure))
+            self._lost, self._again_at = True, asyncio.get_running_loop().time() + AGAIN_S
             return None
         if self._lost:
             self._lost = False
             log.warning("Redis is back: answers are kept in it again")
         return answer
 
-    def _lose(self, why: str, *, lost: bool) -> None:
-        if not self._lost:
+    def _say(self, why: str) -> None:
+        """Once, until it works again."""
+        if not (self._lost or self._refused):
             log.warning("answers cannot be kept in Redis now (%s)", why)
-        self._lost = lost or self._lost
-        self._again_at = asyncio.get_running_loop().time() + AGAIN_S
