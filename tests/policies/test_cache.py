@@ -342,7 +342,7 @@ def of_one_part(*parts: Any) -> Request:
     return Request(id="", created=0, model="m", messages=(Message("user", parts),))
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(requests, requests, st.randoms(use_true_random=False), st.booleans())
 @example(of_one_part(Text("a"), Text("b")), of_one_part(Text("ab")), random.Random(1), False)
 @example(of_one_part(PICTURE), of_one_part(Frames((PICTURE,), 2.0)), random.Random(1), False)
@@ -494,7 +494,7 @@ def _google_part(part: str | bytes) -> Any:
     return {"inlineData": {"mimeType": "image/png", "data": b64encode(part).decode()}}
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(chats, chats, st.sampled_from(sorted(Chat.__struct_fields__)), st.data())
 def test_both_wires_give_one_name_to_the_same_and_two_to_different_chats(
     one: Chat, other: Chat, field: str, data: st.DataObject

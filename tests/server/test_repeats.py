@@ -236,25 +236,26 @@ async def test_a_stream_is_never_answered_whole(house: Repeating) -> None:
 # -------------------------------------------------------------------------------------------- what goes the long way
 
 
-OTHERWISE: dict[str, Callable[[Repeating], Any]] = {
-    "another query": lambda house: ((f"{OPENAI[0]}?a=1", OPENAI[1]), {}),
-    "another content type": lambda house: (OPENAI, {"content_type": "application/json; charset=utf-8"}),
-    "Idempotency-Key": lambda house: (OPENAI, {"idempotency_key": "one"}),
-    "Cache-Control": lambda house: (OPENAI, {"cache_control": "max-age=60"}),
-    "X-Server-Timeout": lambda house: (OPENAI, {"x_server_timeout": "5"}),
-    "the same in other bytes": lambda house: ((OPENAI[0], json.dumps(OPENAI[1]).encode() + b" "), {}),
-    "another path for it": lambda house: ((f"{GOOGLE[0].replace('v1beta', 'v1')}", GOOGLE[1]), {}),
+OTHERWISE: dict[str, tuple[Call, dict[str, str]]] = {
+    "another query": ((f"{OPENAI[0]}?a=1", OPENAI[1]), {}),
+    "another content type": (OPENAI, {"content_type": "application/json; charset=utf-8"}),
+    "Idempotency-Key": (OPENAI, {"idempotency_key": "one"}),
+    "Cache-Control": (OPENAI, {"cache_control": "max-age=60"}),
+    "X-Server-Timeout": (OPENAI, {"x_server_timeout": "5"}),
+    "the same in other bytes": ((OPENAI[0], json.dumps(OPENAI[1]).encode() + b" "), {}),
+    "another path for it": ((GOOGLE[0].replace("v1beta", "v1"), GOOGLE[1]), {}),
 }
 
 
-@pytest.mark.parametrize("otherwise", OTHERWISE)
-async def test_what_is_not_the_same_to_the_byte_goes_the_long_way(house: Repeating, otherwise: str) -> None:
+async def test_what_is_not_the_same_to_the_byte_goes_the_long_way(house: Repeating) -> None:
     for call in WIRES.values():
         await house.long(call)
         await house.ask(call)
-    call, headers = OTHERWISE[otherwise](house)
-    answer = await house.long(call, **headers)
-    assert (answer.status_code, answer.headers["x-cache"], text_of(answer)) == (200, "hit", "You said: good day")
+    for way, (call, headers) in OTHERWISE.items():
+        answer = await house.long(call, **headers)
+        assert (answer.status_code, answer.headers["x-cache"], text_of(answer)) == (200, "hit", "You said: good day"), (
+            way
+        )
 
 
 async def test_a_body_without_an_announced_length_goes_the_long_way(house: Repeating) -> None:
@@ -437,18 +438,17 @@ async def both(house: Repeating, call: Call, **limits: Any) -> tuple[list[httpx.
     return short, long
 
 
-@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(
-    ("limits", "statuses"),
+    ("wire", "limits", "statuses"),
     [
-        ({"requests": "3/year"}, [200, 200, 200, 429, 429]),
-        ({"tokens": 2 * TOKENS, "requests": "9/year"}, [200, 200, 429, 429, 429]),
-        ({"tokens_in": 15, "requests": "3/year"}, [200, 200, 429, 429, 429]),
-        ({"tokens_out": 3}, [429] * 5),
-        ({"budget": "0.015/day", "requests": "9/year"}, [200, 200, 429, 429, 429]),
-        ({"budget": "1/month", "tokens": 10_000}, [200] * 5),
+        ("openai", {"requests": "3/year"}, [200, 200, 200, 429, 429]),
+        ("google", {"requests": "2/year"}, [200, 200, 429, 429, 429]),
+        ("openai", {"tokens": 2 * TOKENS, "requests": "9/year"}, [200, 200, 429, 429, 429]),
+        ("google", {"tokens_in": 15, "requests": "3/year"}, [200, 200, 429, 429, 429]),
+        ("openai", {"tokens_out": 3}, [429] * 5),
+        ("google", {"budget": "0.015/day", "requests": "9/year"}, [200, 200, 429, 429, 429]),
+        ("openai", {"budget": "1/month", "tokens": 10_000}, [200] * 5),
     ],
-    ids=["requests", "tokens", "tokens_in", "tokens_out", "budget", "none"],
 )
 async def test_limits_hold_and_are_told_as_by_the_long_way(
     house: Repeating, wire: str, limits: dict[str, Any], statuses: list[int]
@@ -461,7 +461,7 @@ async def test_limits_hold_and_are_told_as_by_the_long_way(
     assert [answer.status_code for answer in short] == [answer.status_code for answer in long] == statuses
     for one, other in zip(short, long, strict=True):
         ours, theirs = told(one), told(other)
-        if one.status_code == 429 and limits.get("requests") == "3/year":  # there the body was not read
+        if one.status_code == 429 and limits.get("requests") in ("2/year", "3/year"):  # there the body was not read
             theirs.pop("connection", None)
         assert ours.pop("retry-after", "") in ("", *[str(wait) for wait in range(61)])
         ours.pop("retry-after-ms", None)
