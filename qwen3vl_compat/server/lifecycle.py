@@ -51,7 +51,8 @@ class Lifecycle:
         """Let nothing go on that waits for its next event."""
         self._cut = True
         for wait in self._waits:
-            wait.reschedule(0)
+            if not wait.expired():  # else it is coming to its end already, which may take longer than the grace
+                wait.reschedule(0)
 
     def bounded(self, generate: Generate) -> Generate:
         """A policy: a generation counts as under way, and ends in the request's time or when the grace is over."""

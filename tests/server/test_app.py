@@ -234,3 +234,29 @@ async def test_a_deadline_holds_though_events_are_always_ready() -> None:
     with pytest.raises(Overloaded):
         async for _ in lifecycle.until(ready(), asyncio.get_running_loop().time() + 60):  # type: ignore[arg-type]
             pass
+
+
+async def test_what_takes_its_time_to_end_does_not_keep_the_server_from_stopping() -> None:
+    """Its deadline is over, or it was cut off before; and closing its row takes a while."""
+    lifecycle, ending, ended = Lifecycle(), asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[int]:
+        try:
+            await asyncio.sleep(60)
+            yield 0
+        finally:
+            ending.set()
+            await ended.wait()
+
+    async def read(seconds: float) -> None:
+        async for _ in lifecycle.until(slow(), asyncio.get_running_loop().time() + seconds):  # type: ignore[arg-type]
+            pass
+
+    late, cut_off = asyncio.create_task(read(0.01)), asyncio.create_task(read(60))
+    await ending.wait()
+    lifecycle.cut()
+    await asyncio.sleep(0.01)
+    lifecycle.cut()
+    ended.set()
+    results = await asyncio.gather(late, cut_off, return_exceptions=True)
+    assert [type(result) for result in results] == [Overloaded, Overloaded]
