@@ -155,9 +155,7 @@ class Ledger:
         future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
         self._ask(_Opening(entry, future, budgets))
         try:
-            return await asyncio.wait_for(future, self._wait)
-        except TimeoutError:
-            raise LedgerUnavailable("the ledger cannot be written now") from None
+            return await self._in_time(future)
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._close_for_nobody(entry)  # opened in the very moment in which the caller left
@@ -167,10 +165,17 @@ class Ledger:
         """Write the row of a request that is over already, durably, and nothing before; as `open` otherwise."""
         future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
         self._ask(_Booking(entry, future, outcome, budgets))
+        return await self._in_time(future)
+
+    async def _in_time(self, future: "asyncio.Future[T]") -> T:
+        """What comes of a wish; LedgerUnavailable where that takes too long, and then it is given up."""
         try:
-            return await asyncio.wait_for(future, self._wait)
+            async with asyncio.timeout(self._wait):  # wait_for would go on, cancelled in the moment of the result
+                return await future
         except TimeoutError:
-            raise LedgerUnavailable("the ledger cannot be written now") from None
+            if future.cancelled():
+                raise LedgerUnavailable("the ledger cannot be written now") from None
+            return future.result()  # which came in that very moment
 
     def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
         """A checkpoint: what is to be paid if this process dies. Of several only the last is written.
@@ -300,6 +305,8 @@ class Ledger:
                 if wish.entry.id in states:  # the answer to the first try was lost, not the try
                     replies.append((wish, ()))
                     continue
+                if isinstance(wish, _Booking) and wish.given_up:
+                    continue  # while it waited for its turn: nobody gets the answer that this would charge for
                 try:
                     if isinstance(wish, _Booking):
                         left = booking.book(wish.entry, wish.outcome, wish.budgets)

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Engine, func, insert, select, update
 
 from qwen3vl_compat.accounts.booking import Budget, Entry, Outcome, OverBudget
+from qwen3vl_compat.accounts.database import writing
 from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable
 from qwen3vl_compat.accounts.money import Counts, Price
@@ -191,6 +192,26 @@ async def test_who_gives_up_while_a_row_is_opened_leaves_none_open(book: Ledger,
     check(engine)
 
 
+async def test_who_leaves_in_the_moment_a_row_is_opened_does_not_go_on(
+    book: Ledger, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a whole answer would be made for nobody."""
+    resolve = book._resolve
+
+    def resolve_and_leave(replies: Any) -> None:
+        resolve(replies)
+        opening.cancel()
+
+    monkeypatch.setattr(book, "_resolve", resolve_and_leave)
+    opening = asyncio.create_task(book.open(entry("a")))
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    monkeypatch.undo()
+    await book.settle(entry("x"), outcome())
+    assert (rows(engine)["a"].state, rows(engine)["a"].cost) == ("aborted", 0)
+    check(engine)
+
+
 def outlive(heirs: list[Ledger], ticks: Clock, quarters: int = 4) -> None:
     """Let so many quarters of a lease go by; whoever lives beats in each."""
     for _ in range(quarters):
@@ -328,6 +349,17 @@ async def test_a_locked_database_refuses_new_requests_in_time_and_settles_what_r
     await made.close()
     assert (rows(engine)["a"].state, rows(engine)["a"].cost) == ("aborted", 0)
     assert all(row.state != "open" for row in rows(engine).values())
+    check(engine)
+
+
+async def test_what_cannot_be_booked_in_time_is_not_booked_later(engine: Engine, keys: Keys) -> None:
+    made = Ledger(engine, wait=0.3)
+    await made.start()
+    with writing(engine).begin(), pytest.raises(LedgerUnavailable):  # another process's turn
+        await made.book(entry("a", price=None), outcome())
+    await made.book(entry("b", price=None), outcome())
+    await made.close()
+    assert set(rows(engine)) == {"b"}
     check(engine)
 
 
