@@ -1,5 +1,6 @@
 """Refusing early: what the engine has no place for has nothing decoded, no row opened and no counter claimed."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 
@@ -7,26 +8,31 @@ from qwen3vl_compat.errors import OVERLOADED, Overloaded
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies import Generate, Policy
-
-Places = Callable[[str], int]
-"""How many more requests of a tenant the engine would take now."""
+from qwen3vl_compat.queue import Occupancy
 
 
 class Room:
     """Asks the engine for places, and counts who is on the way to one, so that none is promised twice.
 
-    Only being booked is a way that counts, a few milliseconds; who decodes for long must not keep out who could go at
-    once. What comes too late all the same is refused by the engine itself.
+    Only being booked is a way that counts; who decodes for long must not keep out who could go at once. Who is coming
+    counts as waiting already: however many of one tenant's have a grammar tried before they are booked, another's are
+    let in as they would be by the engine. What comes too late all the same is refused by the engine itself.
     """
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
-        self._coming: set[str] = set()
-        """The ids of the requests being booked."""
+    def __init__(self, occupancy: Callable[[], Occupancy]) -> None:
+        """`occupancy` is the engine's."""
+        self._occupancy = occupancy
+        self._coming: dict[str, str] = {}
+        """The tenants of the requests being booked, by the requests' ids."""
 
     def check(self, tenant: str) -> None:
         """Raise Overloaded where there is no place for a tenant's next request."""
-        if self._places(tenant) <= len(self._coming):
+        now = self._occupancy()
+        if self._coming:
+            waiting = Counter(now.waiting)
+            waiting.update(self._coming.values())
+            now = Occupancy(max(0, now.free - len(self._coming)), waiting)
+        if not now.places(tenant):
             raise Overloaded(OVERLOADED, retry_after=2)
 
     def around(self, booking: Policy) -> Policy:
@@ -34,20 +40,20 @@ class Room:
 
         def wrap(generate: Generate) -> Generate:
             def arrived(request: Request) -> Events:
-                self._coming.discard(request.id)
+                self._coming.pop(request.id, None)
                 return generate(request)
 
             booked = booking(arrived)
 
             async def inside(request: Request) -> Events:
                 self.check(request.caller.tenant)
-                self._coming.add(request.id)
+                self._coming[request.id] = request.caller.tenant
                 try:
                     async with aclosing(booked(request)) as events:
                         async for event in events:
                             yield event
                 finally:
-                    self._coming.discard(request.id)
+                    self._coming.pop(request.id, None)
 
             return inside
 

@@ -17,7 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "wire": (*VALUES, "wire"),
     "queue": (*VALUES, "queue"),
     "media": (*VALUES, "media", "queue"),
-    "policies": (*VALUES, "policies", "media", "accounts", "settings"),
+    "policies": (*VALUES, "policies", "media", "accounts", "queue", "settings"),
     "adapters": (*VALUES, "adapters", "wire"),
 }
 """The rooms of the house that a room may import; one that is not listed may import any."""

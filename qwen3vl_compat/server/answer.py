@@ -58,7 +58,7 @@ class Service:
         self.settings, self.engine, self.accounts, self.files = settings, engine, accounts, files
         self.repeats = Repeats(self)
         self.lifecycle = Lifecycle()
-        self.room = Room(self._places)
+        self.room = Room(lambda: engine.occupancy)
         self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
         self.ledger = Ledger(
             accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait, closed=self._sum_up
@@ -82,9 +82,6 @@ class Service:
         """Refuse work that would meet no engine: it is being loaded still, or has come to a halt."""
         if not self.engine.alive:
             raise Overloaded("The model cannot be asked now: it is being loaded, or has stopped.", retry_after=5)
-
-    def _places(self, tenant: str) -> int:
-        return self.engine.occupancy.places(tenant)
 
     def check_room(self, exchange: Exchange) -> None:
         """Refuse what the engine would refuse before anything is done for it; what has a key may have been answered."""

@@ -1,5 +1,6 @@
 """What has no place to go to is not booked, and no place is promised twice."""
 
+import asyncio
 from contextlib import aclosing
 
 import pytest
@@ -11,6 +12,7 @@ from qwen3vl_compat.events import Events, Started, fold
 from qwen3vl_compat.messages import Caller, Message, Request, Text
 from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.room import Room
+from qwen3vl_compat.queue import Occupancy
 
 ASKED = Request(
     id="r", created=0, model="qwen3-vl", messages=(Message("user", (Text("Hello"),)),), caller=Caller("acme", "k")
@@ -21,7 +23,7 @@ class Booking:
     """A policy that notes what comes through it, and looks for another place meanwhile."""
 
     def __init__(self, places: int) -> None:
-        self.room = Room(lambda tenant: places if tenant == "acme" else 0)
+        self.room = Room(lambda: Occupancy(places, {}))
         self.booked: list[str] = []
         self.left: list[bool] = []
         self.generate = self.room.around(self)(ScriptedEngine().generate)
@@ -63,7 +65,7 @@ async def test_who_is_being_booked_has_the_place_and_who_has_arrived_has_it_no_m
 
 
 async def test_who_is_refused_while_being_booked_leaves_the_place_to_others() -> None:
-    room = Room(lambda tenant: 1)
+    room = Room(lambda: Occupancy(1, {}))
 
     def refusing(generate: Generate) -> Generate:
         def inside(request: Request) -> Events:
@@ -75,4 +77,28 @@ async def test_who_is_refused_while_being_booked_leaves_the_place_to_others() ->
     for number in range(3):
         with pytest.raises(Overloaded, match="not booked"):
             await fold(generate(replace(ASKED, id=f"r{number}")))
+    room.check("acme")
+
+
+async def test_who_is_long_in_being_booked_keeps_no_other_tenant_out() -> None:
+    """As one whose grammars take long to be tried, with as many requests as there are places."""
+    room, tried = Room(lambda: Occupancy(4, {})), asyncio.Event()
+
+    def trying(generate: Generate) -> Generate:
+        async def inside(request: Request) -> Events:
+            await tried.wait()
+            async with aclosing(generate(request)) as events:
+                async for event in events:
+                    yield event
+
+        return inside
+
+    generate = room.around(trying)(ScriptedEngine().generate)
+    coming = [asyncio.create_task(fold(generate(replace(ASKED, id=f"r{number}")))) for number in range(4)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        room.check("acme")
+    room.check("other")
+    tried.set()
+    await asyncio.gather(*coming)
     room.check("acme")
