@@ -3,8 +3,7 @@
 Refusing is raising. The order of the chain is stated once, here.
 """
 
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Protocol
 
 from qwen3vl_compat.events import Events
@@ -12,21 +11,6 @@ from qwen3vl_compat.messages import Request
 
 Generate = Callable[[Request], Events]
 Policy = Callable[[Generate], Generate]
-Step = Callable[[Request], Awaitable[Request]]
-
-
-def before(step: Step) -> Policy:
-    """A policy that changes or refuses the request on its way in."""
-
-    def wrap(generate: Generate) -> Generate:
-        async def inside(request: Request) -> Events:
-            async with aclosing(generate(await step(request))) as events:
-                async for event in events:
-                    yield event
-
-        return inside
-
-    return wrap
 
 
 class Moderation(Protocol):
@@ -69,8 +53,7 @@ def chain(
 
     `bounds` ends what takes too long. It is inside of `idempotency`, which lets a generation outlive its client.
     `cache` stands around what is needed for an answer that it does not have; it has media fetched, but decoded only
-    behind it, and the words moderated before it looks. Pictures are moderated behind it: what it has, has passed.
-    Answers are moderated inside of `metering`, so that one cut off is booked as what was made of it.
+    behind it, and the words moderated before it looks. Pictures are moderated when it has them decoded: what it has,
+    has passed. Answers are moderated inside of `metering`, so that one cut off is booked as what was made of it.
     """
-    fresh = before(moderation.pictures)(metering(moderation.answer(generate)))
-    return idempotency(bounds(cache(fresh)))
+    return idempotency(bounds(cache(metering(moderation.answer(generate)))))

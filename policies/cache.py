@@ -7,6 +7,7 @@ what was made for another pays the price of cached tokens, and has a row of its 
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from typing import Protocol
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 
 from qwen3vl_compat.errors import ContentRefused, InvalidRequest, OutOfCredit, RateLimited
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Headers, Progress, Started, Usage, fold
-from qwen3vl_compat.messages import Request
+from qwen3vl_compat.messages import Cached, Request
 from qwen3vl_compat.policies import Generate, Moderation
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping, pictures_of
 from qwen3vl_compat.policies.caching import SEAL, Answer, Shelf, key_of
@@ -126,15 +127,15 @@ class Cache:
         asked = (wish.read and wish.max_age is not None) or (deterministic(request) and (wish.read or wish.keep))
         return self.shelf is not None and asked
 
-    async def _rendered(self, gathered: Gathered) -> Request:
+    async def _rendered(self, gathered: Gathered, cache: Cached) -> Request:
         self._ways.check_room(gathered.request.caller.tenant)  # nothing is decoded for what has no place to go to
-        return await gathered.rendered()
+        return await self._ways.moderation.pictures(replace(await gathered.rendered(), cache=cache))
 
     async def _source(self, fresh: Generate, gathered: Gathered, held: AsyncExitStack) -> Events:
         """Where the answer comes from: the shelf, a generation under way, or one of its own."""
         request, wish = gathered.request, gathered.request.freshness
         if self.shelf is None or not self.looks_for(request):
-            return _told(fresh(await self._rendered(gathered)), OFF)
+            return _told(fresh(await self._rendered(gathered, "off")), OFF)
         rules = await self._ways.moderation.fingerprint(request.caller.tenant)
         name = self.shelf.name(await material_of(gathered, f"{self._ways.model_of(request.model)} {rules}"))
         kept = name if gathered.lasting else ""
@@ -162,7 +163,8 @@ class Cache:
         """Begin a generation that others may join."""
 
         async def made() -> Events:
-            flight.request = replace(await self._rendered(gathered), cache="miss")
+            # Who reads has a time of its own: the first one's is not the others'.
+            flight.request = replace(await self._rendered(gathered, "miss"), seconds=math.inf)
             async with aclosing(fresh(flight.request)) as events:
                 async for event in events:
                     yield event
@@ -229,6 +231,8 @@ class Cache:
         """What has come, as it is kept; None for what is not to be given again."""
         assert self.shelf is not None
         request = flight.request
+        if request.moderation:  # something was let pass unseen, perhaps pictures, which nobody looks at again
+            return None
         events = [_bare(event) for event in flight.events if not isinstance(event, Progress)]
         ends = [event for event in events if isinstance(event, Finish)]
         if len(ends) != request.choices or not {end.reason for end in ends} <= _LASTING:

@@ -47,7 +47,7 @@ from qwen3vl_compat.messages import (
     ToolResult,
     Video,
 )
-from qwen3vl_compat.policies import Generate, before
+from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
 from qwen3vl_compat.policies.metering import Metering
@@ -116,7 +116,14 @@ class House:
         """As the chain has it."""
         metering = Metering(self.books, self.engine.count, self.engine.room, self.engine.check)
         inner = metering(moderators.answer(engine or self.engine.generate))
-        return before(moderators.text)(before(moderators.pictures)(inner))
+
+        async def judged(request: Request) -> Events:
+            request = await moderators.pictures(await moderators.text(request))
+            async with aclosing(inner(request)) as events:
+                async for event in events:
+                    yield event
+
+        return judged
 
     def row(self) -> Any:
         with self.database.connect() as connection:

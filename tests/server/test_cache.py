@@ -1,8 +1,10 @@
 """The result cache as clients see it: what is answered again, in which form, and what it costs."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ import pytest
 from sqlalchemy import select
 
 from qwen3vl_compat.accounts.tables import ledger
+from qwen3vl_compat.demo import SAMPLE
+from qwen3vl_compat.messages import Message, Request, Text
+from qwen3vl_compat.settings import ModerationSettings, ModeratorSettings, Settings
+from tests.moderator import moderating
 from tests.server.test_app import House
 
 COST_OF_A_HIT = 3_000 * (6 + 4) + 7_000_000
@@ -177,3 +183,45 @@ async def test_those_who_ask_together_are_answered_by_one_generation(house: Hous
     assert {text_of(answer) for answer in made} == {"You said: good day"}
     assert sorted(row.cache for row in rows(house)) == ["hit"] * 19 + ["miss"]
     assert sorted(row.cost for row in rows(house))[:19] == [COST_OF_A_HIT] * 19
+
+
+async def test_what_nobody_could_look_at_is_not_given_again(tmp_path: Path) -> None:
+    """Pictures of a kept answer are looked at by nobody any more, so it is kept only if somebody did."""
+    picture = {"url": f"data:image/png;base64,{base64.b64encode(SAMPLE.read_bytes()).decode()}"}
+    body = chat("", messages=[{"role": "user", "content": [{"type": "image_url", "image_url": picture}]}])
+    with moderating() as moderator:
+        service = ModeratorSettings(kind="service", url=moderator.url, stages=("before",), pictures=1)
+        terms = ModerationSettings(on_failure="open", moderators=(service,))
+        house = House(tmp_path / "state", Settings(moderation=terms))
+        await house.service.open_books()
+        async with house.client() as client:
+            moderator.mode, moderator.against_pictures = "500", True
+            unseen = await client.post("/v1/chat/completions", json=body)
+            moderator.mode = "well"
+            seen = await client.post("/v1/chat/completions", json=body)
+        await house.service.close()
+        house.accounts.database.dispose()
+    assert (unseen.status_code, unseen.headers["x-cache"]) == (200, "miss")
+    assert (seen.status_code, seen.json()["error"]["code"]) == (400, "content_policy_violation")
+    assert [(row.cache, row.moderation) for row in rows(house)] == [
+        ("miss", "service:unavailable"), ("miss", "service:hate"),
+    ]  # fmt: skip
+
+
+async def test_the_time_of_who_asked_first_is_not_the_others(house: House, client: httpx.AsyncClient) -> None:
+    """They wait for a row together, and only the first one's time is over."""
+    engine, held = house.service.engine, AsyncExitStack()
+    asked = Request(id="r", created=0, model="qwen3-vl", messages=(Message("user", (Text("hello"),)),))
+    async with held:
+        for _ in range(house.service.settings.model.max_rows):
+            await anext(await held.enter_async_context(aclosing(engine.generate(asked))))
+        path, body = WAYS["openai"]
+        first = asyncio.create_task(client.post(path, json=body, headers={"x-server-timeout": "0.5"}))
+        for _ in range(40):
+            if engine.occupancy.waiting:
+                break
+            await asyncio.sleep(0.01)
+        second = asyncio.create_task(client.post(path, json=body))
+        assert (await first).status_code == 504
+        await asyncio.sleep(0.2)  # in which the engine would have lost its patience too
+    assert ((await second).status_code, (await second).headers["x-cache"]) == (200, "hit")
