@@ -53,8 +53,8 @@ class Flight:
         """
         at = 0
         while True:
-            news = self._end if whole and at else self._news
             here, at = self.events[at:], len(self.events)
+            news = self._end if whole and at else self._news  # what comes from here on
             for event in here if len(here) < 2 else together(here):
                 yield event
             if self.over and at == len(self.events):
