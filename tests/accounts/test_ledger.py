@@ -226,7 +226,7 @@ def outlive(heirs: list[Ledger], ticks: Clock, quarters: int = 4) -> None:
 class TestDeadProcesses:
     @pytest.fixture
     async def left(self, engine: Engine, book: Ledger) -> list[Entry]:
-        """Rows of a process that is gone: one that had not begun, one at a checkpoint, one that is closed."""
+        """Rows of a process that is gone: one that had not begun, two at a checkpoint, one that is closed."""
         dead = Ledger(engine, lease=60)
         await dead.start()
         asked = [entry("none"), entry("some"), entry("done")]
@@ -234,6 +234,8 @@ class TestDeadProcesses:
             await dead.open(each)
         dead.note(asked[1], AT + 9, Counts(text_in=100, out=64))
         await dead.settle(asked[2], outcome())
+        await dead.open(entry("again", cache="hit"))
+        dead.note(entry("again"), AT + 9, Counts(cached_in=100, out=64))
         await dead.open(entry("later"))
         await dead.settle(entry("later"), outcome())
         await dead.close()
@@ -256,6 +258,8 @@ class TestDeadProcesses:
         assert (found["none"].state, found["none"].cost, found["none"].text_in) == ("interrupted", 0, 0)
         assert (found["some"].state, found["some"].out) == ("interrupted", 64)
         assert found["some"].cost == PRICE.cost(Counts(text_in=100, out=64)) == 228_000
+        # What was made for another is paid as such: its tokens are cached ones, which cost nothing here.
+        assert (found["again"].state, found["again"].out, found["again"].cost) == ("interrupted", 64, 0)
         assert found["done"].state == "final"
         check(engine)
         with engine.connect() as connection:
@@ -287,7 +291,7 @@ class TestDeadProcesses:
             thread.start()
         for thread in threads:
             thread.join()
-        assert [row.state for row in rows(engine).values()].count("interrupted") == 2
+        assert [row.state for row in rows(engine).values()].count("interrupted") == 3
         check(engine)
 
     @pytest.mark.parametrize("seconds", [61, 3600])
