@@ -57,12 +57,12 @@ class Account(Struct, frozen=True):
     currency: str
 
     def claims(self, counts: Counts, *, lasting: bool = True) -> list[Claim]:
-        """So much of each limit; with `lasting`, a place among what is under way too."""
+        """So much of each limit; with `lasting`, a place under way too. Who may have none gets nothing."""
         claims = [
             *_claims(f"key:{self.caller.key}", self.terms.key, counts),
             *_claims(f"tenant:{self.caller.tenant}", self.terms.tenant, counts),
         ]
-        return claims if lasting else [claim for claim in claims if claim.period]
+        return claims if lasting else [claim for claim in claims if claim.period or not claim.limit]
 
     def budget_headers(self, lefts: Sequence[Left], more: int = 0) -> Headers:
         """How the budget that has least left stands, with so many nano-units more."""

@@ -225,3 +225,15 @@ async def test_the_time_of_who_asked_first_is_not_the_others(house: House, clien
         assert (await first).status_code == 504
         await asyncio.sleep(0.2)  # in which the engine would have lost its patience too
     assert ((await second).status_code, (await second).headers["x-cache"]) == (200, "hit")
+
+
+async def test_who_may_have_nothing_under_way_gets_nothing_that_is_here(
+    house: House, client: httpx.AsyncClient
+) -> None:
+    path, body = WAYS["openai"]
+    await client.post(path, json=body)
+    key = house.accounts.keys.create("default", limits={"concurrent": 0})
+    async with house.client(key.secret_text) as colleague:
+        for headers in ({}, {"cache-control": "max-age=60"}):
+            answer = await colleague.post(path, json=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
