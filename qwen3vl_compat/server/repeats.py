@@ -124,7 +124,8 @@ class Repeats:
         if terms.passes is None or terms != exchange.terms:  # it was looked at, or is to be, on others
             return
         recipe = Recipe(exchange.kept, request.model, form_of(exchange.wire, request), headers, terms)
-        if (before := self._recipes.get(exchange.asked)) is not None:
+        before = self._recipes.get(exchange.asked)
+        if before is not None and (before.name, before.terms) == (recipe.name, terms):
             recipe.known = before.known
         self._recipes[exchange.asked] = recipe
         if len(self._recipes) > KNOWN:

@@ -257,7 +257,7 @@ def test_who_hangs_up_does_not_end_it_for_who_asked_the_same(scripted: Served) -
         ) as answer:
             lines = answer.iter_lines()
             assert answer.headers["x-cache"] == "miss"
-            next(line for line in lines if '"content":"1"' in line)
+            next(line for line in lines if '"content":"1' in line)
             follower = pool.submit(scripted.post, "/v1/chat/completions", asked, second)
             wait_until(lambda: bool(rows(scripted, second)))
         whole = follower.result(60)
