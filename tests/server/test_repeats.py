@@ -19,6 +19,7 @@ from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
+from qwen3vl_compat.policies.limiting import Claim
 from qwen3vl_compat.server.app import build_app
 from qwen3vl_compat.server.repeats import LARGE
 from qwen3vl_compat.settings import ModerationSettings, ModeratorSettings, Quotas, Settings
@@ -504,7 +505,10 @@ async def test_who_is_refused_tokens_is_counted_and_takes_none(house: Repeating)
 async def test_what_is_under_way_does_not_hold_it_up(house: Repeating) -> None:
     """It takes no place among those at once, as no engine has to do with it."""
     await house.learnt()
-    key = house.new_key(concurrent=0)
+    key = house.new_key(concurrent=1)
+    place = Claim(scope=f"key:{key.split('-')[1]}", kind="concurrent", period=0, limit=1, amount=1)
+    assert (await house.service.limiter.admit("another", [place])).refused is None
+    assert (await house.service.limiter.admit("one more", [place])).refused is not None
     assert (await house.short(key=key)).status_code == 200
     assert (await house.long(key=key, cache_control="max-age=60")).status_code == 200
 
