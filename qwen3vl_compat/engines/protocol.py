@@ -93,7 +93,7 @@ class Welcome(Struct, frozen=True, tag="welcome", array_like=True):
 
 
 class Beat(Struct, frozen=True, tag="beat", array_like=True):
-    """Said once a second, and when it changes."""
+    """A sign of life, said again and again (`host.BEAT_S`)."""
 
     alive: bool
 

@@ -205,6 +205,8 @@ async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         if not task.done():
             task.cancel()
             await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # seen, even if nobody is left to hear of it
 
 
 async def _hang_up(receive: Receive) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import gc
 import re
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.engines.scripted import ScriptedEngine
 from qwen3vl_compat.errors import ApiError, DeadlineExceeded, Overloaded
 from qwen3vl_compat.messages import Caller
-from qwen3vl_compat.server.answer import Service
+from qwen3vl_compat.server.answer import Service, unless_gone
 from qwen3vl_compat.server.app import build_app, build_routes, build_service
 from qwen3vl_compat.server.body import Disconnected, read_json_body
 from qwen3vl_compat.server.door import needs_key
@@ -260,3 +261,20 @@ async def test_what_takes_its_time_to_end_does_not_keep_the_server_from_stopping
     ended.set()
     results = await asyncio.gather(late, cut_off, return_exceptions=True)
     assert [type(result) for result in results] == [Overloaded, Overloaded]
+
+
+async def test_what_fails_when_its_client_has_gone_is_nobodys_surprise() -> None:
+    """Closing a row may fail too; the loop would tell the log of an error that nobody has seen."""
+    told: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+
+    async def failing() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise Overloaded("The server cannot book this answer now.")
+
+    with pytest.raises(Disconnected):
+        await unless_gone(failing(), coming())
+    gc.collect()
+    assert told == []
