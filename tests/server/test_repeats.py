@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -478,7 +479,7 @@ async def test_limits_hold_and_are_told_as_by_the_long_way(
 
 def _refusal(answer: httpx.Response) -> Any:
     """A refusal without the seconds that are left."""
-    error = answer.json()["error"]
+    error = json.loads(re.sub(r"begins anew in \d+ seconds", "begins anew", answer.text))["error"]
     for detail in error.get("details", ()):
         detail.pop("retryDelay", None)
     return error
