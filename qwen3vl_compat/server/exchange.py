@@ -2,6 +2,8 @@
 
 import secrets
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 from litestar.types import HTTPScope, Scope
@@ -24,7 +26,7 @@ class Exchange:
         self.began = time.monotonic()
         # as Litestar reads it: to judge `//metrics` by other letters than it is routed by would let anybody in
         self.path, self.method = normalize_path(scope["path"]), scope["method"]
-        self.headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        self.headers = _headers_of(scope["headers"])
         query = scope["query_string"].decode("latin-1")
         self.query = parse_qs(query, keep_blank_values=True) if query else dict[str, list[str]]()
         self.google = self._speaks_google()
@@ -81,6 +83,18 @@ class Exchange:
         if self.google:
             return generate_content.status_of(error), headers, generate_content.encode_error(error)
         return error.status, headers, openai_chat.encode_error(error)
+
+
+def _headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """By name in small letters; what stands in several lines is one list (RFC 9110, 5.3)."""
+    lines = list(raw)
+    found = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in lines}
+    if len(found) < len(lines):
+        several = defaultdict[str, list[str]](list)
+        for name, value in lines:
+            several[name.lower().decode("latin-1")].append(value.decode("latin-1"))
+        found = {name: ", ".join(values) for name, values in several.items()}
+    return found
 
 
 def exchange_of(scope: Scope) -> Exchange:

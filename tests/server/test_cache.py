@@ -121,6 +121,13 @@ async def test_the_caller_may_pass_it_by(client: httpx.AsyncClient, header: str 
     assert [(await client.post(path, json=body, headers=headers)).headers["x-cache"] for _ in range(2)] == seen
 
 
+async def test_directives_may_come_in_several_lines(client: httpx.AsyncClient) -> None:
+    path, body = WAYS["openai"]
+    headers = [("cache-control", "no-store"), ("cache-control", "max-age=60")]
+    for _ in range(2):
+        assert (await client.post(path, json=body, headers=headers)).headers["x-cache"] == "off"
+
+
 async def test_what_was_passed_by_is_still_kept(client: httpx.AsyncClient) -> None:
     path, body = WAYS["openai"]
     await client.post(path, json=body, headers={"cache-control": "no-cache"})
