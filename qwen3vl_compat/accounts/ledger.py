@@ -114,7 +114,8 @@ class Ledger:
         self._wishes: list[_Wish[Any]] = []
         self._notes: Notes = {}
         self._change = threading.Condition()
-        self._closing = self._lost = False
+        self._closing = self._lost = self._restless = False
+        self._wakes_at = 0.0
         self._end_at = self._noted_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -185,7 +186,8 @@ class Ledger:
         with self._change:
             if not self._notes:
                 self._noted_at = self._ticks()
-                self._change.notify()
+                if self._wakes_at > self._noted_at + NOTED_S:
+                    self._change.notify()
             self._notes[entry.id] = (started_at, counts)
 
     async def settle(self, entry: Entry, outcome: Outcome) -> Settled:
@@ -216,7 +218,11 @@ class Ledger:
         while True:
             with self._change:
                 while not (self._wishes or self._closing) and (seconds := self._idle()) > 0:
-                    self._change.wait(seconds)
+                    # After rows checkpoints follow, which then need not wake this thread each.
+                    seconds = min(seconds, NOTED_S) if self._restless else seconds
+                    self._wakes_at = self._ticks() + seconds
+                    self._restless &= self._change.wait(seconds)
+                self._restless |= bool(self._wishes)
                 wishes, self._wishes = self._wishes[:BATCH], self._wishes[BATCH:]
                 notes, self._notes = self._notes, {}
             left = self._write([*_still_wanted(wishes, self.now_ms())], notes)
