@@ -61,7 +61,7 @@ def serving(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
-    output = folder / "output.txt"
+    output = folder / f"output-{port}.txt"  # two servers may share a folder
     command = [
         sys.executable,
         "-m",

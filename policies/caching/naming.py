@@ -12,6 +12,8 @@ from qwen3vl_compat.policies.media import Gathered
 FORM = 1
 """Of the material; another one for every change of what the same words mean."""
 LARGE = 2**20
+GREEDY = 1e-5
+"""The engines take a temperature of at most this for 0."""
 
 
 def form_of(wire: str, request: Request) -> str:
@@ -21,7 +23,9 @@ def form_of(wire: str, request: Request) -> str:
 
 def deterministic(request: Request) -> bool:
     """Whether the same request gives the same answer again: it draws nothing, or always the same."""
-    return request.sampling.temperature == 0 or request.sampling.seed is not None
+    sampling = request.sampling
+    greedy = sampling.top_k == 1 or (sampling.temperature is not None and sampling.temperature <= GREEDY)
+    return greedy or sampling.seed is not None
 
 
 async def material_of(gathered: Gathered, model: str) -> bytes:

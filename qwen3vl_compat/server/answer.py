@@ -256,7 +256,7 @@ def allowed(service: Service, exchange: Exchange) -> float:
     if asked is None:
         return service.settings.server.deadline
     try:
-        seconds = float(asked)
+        seconds = min(float(each) for each in asked.split(","))  # Google's client adds its own to a caller's
     except ValueError:
         seconds = math.nan
     if not seconds > 0:

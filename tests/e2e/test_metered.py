@@ -151,7 +151,7 @@ def test_who_waits_no_longer_for_a_whole_answer_pays_what_was_made(telling: Serv
         with sdks.openai_client(telling, key) as client, pytest.raises(openai.APITimeoutError):
             client.chat.completions.create(model="qwen3-vl", messages=chat("count to 2000"), timeout=2)
     else:
-        options = types.HttpOptions(timeout=2000, headers={"x-server-timeout": "60"})
+        options = types.HttpOptions(timeout=2000, headers={"X-Server-Timeout": "60"})
         config = types.GenerateContentConfig(http_options=options)
         with sdks.google_client(telling, key=key) as google, pytest.raises(Exception, match="timed out"):
             google.models.generate_content(model="qwen3-vl", contents="count to 2000", config=config)

@@ -145,6 +145,7 @@ async def test_an_age_that_is_none_is_refused(client: httpx.AsyncClient) -> None
     ("asked", "header", "seen"),
     [
         ({"temperature": 0.7}, None, ["off", "off"]), ({"temperature": 0.7}, "max-age=9", ["miss", "hit"]),
+        ({"temperature": 0.7, "top_k": 1}, None, ["miss", "hit"]), ({"temperature": 1e-7}, None, ["miss", "hit"]),
         ({"temperature": 0.7, "seed": 5}, None, ["miss", "hit"]), ({"temperature": None}, None, ["off", "off"]),
     ],
 )  # fmt: skip
