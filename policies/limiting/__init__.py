@@ -93,7 +93,7 @@ class Limiter(Protocol):
         """
         ...
 
-    async def admit_stored(self, claims: Sequence[Claim], more: Sequence[Claim], look: "Look") -> Decision:
+    async def admit_stored(self, claims: Sequence[Claim], more: Sequence[Claim], look: Look) -> Decision:
         """As `admit` without a name; a stored answer comes along if it is there, and for it `more` are noted too."""
         ...
 

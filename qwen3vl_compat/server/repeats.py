@@ -97,6 +97,7 @@ class Repeats:
             exchange.terms = terms
             await claim(self._service.limiter, exchange, claims)
             return None
+        self._recipes.move_to_end(exchange.asked)  # those that come again and again are the last to be forgotten
         service, now = self._service, int(time.time())
         request = Request(
             id=exchange.id, created=now, model=recipe.model, messages=(), caller=exchange.caller, wire=exchange.wire
