@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,6 +21,8 @@ from qwen3vl_compat.settings import ModeratorSettings, SettingsError, Stage
 
 LARGE = 100_000
 """Characters above which a text is read off the event loop."""
+_REMEMBERED = 4096
+"""Words of which it is remembered what they may begin."""
 LONGEST, MOST = 100, 20
 """Characters of a word, and words of a phrase, that a list may hold."""
 
@@ -48,6 +51,7 @@ class Words:
         for phrase in phrases:
             self._by_first.setdefault(phrase.words[0], []).append(phrase)
         self._lengths = sorted({len(word) - 1 for word in self._by_first if word.endswith("*")})
+        self._beginning = lru_cache(_REMEMBERED)(self._begun_by)
         self.longest = max((len(phrase.words) for phrase in phrases), default=1)
         """Words in the longest phrase; `unfinished` tells of the beginnings of one."""
         pieces_of("")  # what reading needs is made now, and not at the first request
@@ -57,29 +61,24 @@ class Words:
     def unfinished(self, words: Sequence[str]) -> int:
         """How many words at the end are the beginning of a phrase, or may be."""
         for place in range(max(0, len(words) - self.longest + 1), len(words)):
-            if any(self._begun(words[place:])):
+            if any(_agree(words[place:], phrase) for phrase in self._beginning(words[place])):
                 return len(words) - place
         return 0
 
     def found(self, words: Sequence[str]) -> tuple[str, ...]:
         """The categories of all that stands among these words, in the order of the lists."""
-        if not self._lengths and self._by_first.keys().isdisjoint(words):
-            return ()
-        hit = {
-            phrase.category
-            for place in range(len(words))
-            for phrase in self._begun(words[place : place + self.longest])
-            if len(phrase.words) <= len(words) - place
-        }
-        return tuple(category for category in self._categories if category in hit)
+        hit: set[str] = set()
+        for place, word in enumerate(words):
+            for phrase in self._beginning(word):
+                here = words[place : place + len(phrase.words)]
+                if len(here) == len(phrase.words) and _agree(here, phrase):
+                    hit.add(phrase.category)
+        return tuple(category for category in self._categories if category in hit) if hit else ()
 
-    def _begun(self, words: Sequence[str]) -> Iterator[_Phrase]:
-        """The phrases that these words begin with, or are the beginning of."""
-        first = words[0]
-        for key in (first, *(f"{first[:length]}*" for length in self._lengths)):
-            for phrase in self._by_first.get(key, ()):
-                if all(map(_fits, words, phrase.words)):
-                    yield phrase
+    def _begun_by(self, word: str) -> tuple[_Phrase, ...]:
+        """The phrases whose first word this may be."""
+        keys = (word, *(f"{word[:length]}*" for length in self._lengths))
+        return tuple(phrase for key in keys for phrase in self._by_first.get(key, ()))
 
     def verdict(self, categories: Sequence[str]) -> Verdict:
         """How it says that it has found these."""
@@ -137,6 +136,8 @@ class Reading:
         """Nothing is open."""
 
     def _see(self, pieces: Sequence[str]) -> Verdict:
+        if not pieces:  # a word goes on
+            return NOTHING
         words = list(self._last)
         for piece in pieces:
             here = words_of(piece)
@@ -201,6 +202,11 @@ def _phrase(entry: str, category: str) -> _Phrase:
 
 def _is_sign(character: str) -> bool:
     return unicodedata.category(character)[0] not in "LMNC" and character not in "'’.-"
+
+
+def _agree(words: Sequence[str], phrase: _Phrase) -> bool:
+    """Whether words and phrase are the same as far as both go."""
+    return all(map(_fits, words, phrase.words))
 
 
 def _fits(word: str, sought: str) -> bool:

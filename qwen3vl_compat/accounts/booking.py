@@ -8,15 +8,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from functools import lru_cache
+from operator import add, attrgetter
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
-from sqlalchemy import Connection, bindparam, insert, literal_column, text, update
+from sqlalchemy import Connection, bindparam, literal_column, update
 
 from qwen3vl_compat.accounts.money import Counts, Price
-from qwen3vl_compat.accounts.statement import Statement, locked
-from qwen3vl_compat.accounts.tables import COUNTS, ledger, spending
+from qwen3vl_compat.accounts.statement import Statement, Values, locked
+from qwen3vl_compat.accounts.tables import COUNTS, ledger
 from qwen3vl_compat.messages import Cached
 
 State = Literal["final", "aborted", "interrupted"]
@@ -26,24 +27,19 @@ Pot = tuple[str, str]
 _ENDS = ("state", "finish", "started_at", "ended_at", "cost", "moderation")
 _NOTED, _ENDED = ("started_at", *COUNTS), (*_ENDS, *COUNTS)
 _SUMS = ("requests", *COUNTS, "cost")
-_ADD_DAILY = Statement(
-    text(
-        f"INSERT INTO daily (day, tenant, key, model, {', '.join(_SUMS)}) "  # noqa: S608 -- names of columns
-        f"VALUES (:day, :tenant, :key, :model, {', '.join(f':{name}' for name in _SUMS)}) "
-        "ON CONFLICT (day, tenant, key, model) DO UPDATE SET "
-        + ", ".join(f"{name} = daily.{name} + excluded.{name}" for name in _SUMS)
-    )
+_ADD_DAILY = Values(
+    f"INSERT INTO daily (day, tenant, key, model, {', '.join(_SUMS)}) VALUES ",  # noqa: S608 -- names of columns
+    4 + len(_SUMS),
+    " ON CONFLICT (day, tenant, key, model) DO UPDATE SET "
+    + ", ".join(f"{name} = daily.{name} + excluded.{name}" for name in _SUMS),
 )
-_ADD_POT = Statement(
-    text(
-        "INSERT INTO spending (scope, period, reserved, spent) VALUES (:scope, :period, 0, 0) "
-        "ON CONFLICT (scope, period) DO NOTHING"
-    )
+_ADD_POT = Values(
+    "INSERT INTO spending (scope, period, reserved, spent) VALUES ", 4, " ON CONFLICT (scope, period) DO NOTHING"
 )
-_CHANGE_POT = Statement(
-    update(spending)
-    .where(spending.c.scope == bindparam("of"), spending.c.period == bindparam("during"))
-    .values(reserved=spending.c.reserved + bindparam("reserved_more"), spent=spending.c.spent + bindparam("spent_more"))
+_CHANGE_POT = Values(
+    "UPDATE spending SET reserved = reserved + more.column3, spent = spent + more.column4 FROM (VALUES ",
+    4,
+    ") AS more WHERE scope = more.column1 AND period = more.column2",
 )
 _THIS_IF_OPEN = (ledger.c.id == bindparam("row")) & (ledger.c.state == literal_column("'open'"))
 _NOTE = Statement(update(ledger).where(_THIS_IF_OPEN).values({name: bindparam(name) for name in _NOTED}))
@@ -108,9 +104,14 @@ class OverBudget(Exception):
         self.left = left
 
 
-_BEGUN = (*(name for name in Entry.__struct_fields__), "state", "owner")
-_OPEN = Statement(insert(ledger), *_BEGUN)
-_BOOK = Statement(insert(ledger), *_BEGUN, *_ENDED[1:])
+_OF_ENTRY = tuple(name for name in Entry.__struct_fields__ if name != "price")
+_BEGUN = (*_OF_ENTRY, "price", "owner", "state")
+_BOOKED = (*_BEGUN, *_ENDED[1:])
+_OPEN, _BOOK = (
+    Values(f"INSERT INTO ledger ({', '.join(columns)}) VALUES ", len(columns))  # noqa: S608 -- names of columns
+    for columns in (_BEGUN, _BOOKED)
+)
+_entry_values, _end_values, _count_values = attrgetter(*_OF_ENTRY), attrgetter(*_ENDS), attrgetter(*COUNTS)
 
 
 def period_of(created_at: int, period: Literal["day", "month"]) -> str:
@@ -143,7 +144,7 @@ class Booking:
         self._booked: list[tuple[Entry, Outcome]] = []
         self._closed: list[tuple[Entry, Outcome]] = []
         pots = sorted({pot for entry in entries for pot in pots_of(entry)})
-        if new := [{"scope": scope, "period": period} for scope, period in pots if (scope, period) not in known]:
+        if new := [(*pot, 0, 0) for pot in pots if pot not in known]:
             _ADD_POT.run(connection, new)
         self.pots = pots
         self._taken = self._locked(pots) if pots else {}
@@ -216,16 +217,21 @@ class Booking:
         if over := self._booked + self._closed:
             _ADD_DAILY.run(connection, _sums(over))
         if changes := [
-            {"of": scope, "during": period, "reserved_more": reserved, "spent_more": spent}
-            for (scope, period), (reserved, spent) in sorted(self._changes.items())
-            if reserved or spent
+            (*pot, reserved, spent) for pot, (reserved, spent) in sorted(self._changes.items()) if reserved or spent
         ]:
             _CHANGE_POT.run(connection, changes)
 
 
-def _opened(entry: Entry, owner: str) -> dict[str, object]:
-    row: dict[str, object] = {name: getattr(entry, name) for name in Entry.__struct_fields__}
-    return row | {"state": "open", "owner": owner, "price": entry.price.id if entry.price else None}
+def _begun(entry: Entry, owner: str) -> tuple[object, ...]:
+    return (*_entry_values(entry), entry.price.id if entry.price else None, owner)
+
+
+def _opened(entry: Entry, owner: str) -> tuple[object, ...]:
+    return (*_begun(entry, owner), "open")
+
+
+def _booked(entry: Entry, outcome: Outcome, owner: str) -> tuple[object, ...]:
+    return (*_begun(entry, owner), *_end_values(outcome), *_count_values(outcome.counts))
 
 
 def _closed(entry: Entry, outcome: Outcome) -> dict[str, object]:
@@ -233,18 +239,11 @@ def _closed(entry: Entry, outcome: Outcome) -> dict[str, object]:
     return {"row": entry.id, **row, **msgspec.structs.asdict(outcome.counts)}
 
 
-def _booked(entry: Entry, outcome: Outcome, owner: str) -> dict[str, object]:
-    closed = _closed(entry, outcome)
-    del closed["row"]
-    return _opened(entry, owner) | closed
-
-
-def _sums(closed: Iterable[tuple[Entry, Outcome]]) -> list[dict[str, object]]:
+def _sums(closed: Iterable[tuple[Entry, Outcome]]) -> list[tuple[object, ...]]:
     """Rows for `daily`, one for each day, tenant, key and model, in order."""
     sums: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0] * len(_SUMS))
     for entry, outcome in closed:
-        added = (1, *(getattr(outcome.counts, name) for name in COUNTS), outcome.cost)
+        added = (1, *_count_values(outcome.counts), outcome.cost)
         row = sums[period_of(entry.created_at, "day"), entry.tenant, entry.key, entry.model]
-        row[:] = [one + other for one, other in zip(row, added, strict=True)]
-    names = ("day", "tenant", "key", "model", *_SUMS)
-    return [dict(zip(names, (*key, *row), strict=True)) for key, row in sorted(sums.items())]
+        row[:] = map(add, row, added)
+    return [(*key, *row) for key, row in sorted(sums.items())]

@@ -155,6 +155,7 @@ def _engine(path: Path, synchronous: str, *, wait_s: float, foreign_keys: bool =
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
         connection.execute("PRAGMA recursive_triggers=ON")  # so that REPLACE cannot pass over them
+        connection.execute("PRAGMA temp_store=MEMORY")  # what may have to be undone of a statement is no file
         return connection
 
     engine = create_engine(URL.create("sqlite", database=str(path)), creator=connect, hide_parameters=True)
@@ -183,40 +184,55 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 def _begin(connection: Connection) -> None:
     """Begin for SQLAlchemy, since the connections are in autocommit mode; DDL is then transactional too."""
+    held = connection.connection.driver_connection
+    assert isinstance(held, _Connection)
     if not connection.get_execution_options().get("writes", False):
+        held.be_patient(True)
         connection.exec_driver_sql("BEGIN")
-    elif not _begin_soon(connection):
+    elif not _begin_soon(held):
+        held.be_patient(True)
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _begin_soon(connection: Connection) -> bool:
+def _begin_soon(held: "_Connection") -> bool:
     """Begin to write within SOON_S; False if others write all the while.
 
     SQLite itself would look again after 1, 3 and 8 ms and so on, which is many times what a transaction takes.
     """
-    held = connection.connection.driver_connection
-    assert isinstance(held, sqlite3.Connection)
-    (usual,) = held.execute("PRAGMA busy_timeout").fetchone()
-    held.execute("PRAGMA busy_timeout=0")
+    held.be_patient(False)  # nothing is waited for within a transaction that has begun to write
     end = time.monotonic() + SOON_S
-    try:
-        while True:
-            try:
-                held.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
-                    return False  # once more, so that it fails as anything else does
-                time.sleep(LOOK_S)
-            else:
-                return True
-    finally:
-        held.execute(f"PRAGMA busy_timeout={usual}")
+    while True:
+        try:
+            held.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= end:
+                return False  # once more, so that it fails as anything else does
+            time.sleep(LOOK_S)
+        else:
+            return True
 
 
-def _connect(path: Path, *, wait_s: float) -> sqlite3.Connection:
+class _Connection(sqlite3.Connection):
+    """A connection that waits for locks, or does not."""
+
+    wait_s = 0.0
+    _patient = True
+
+    def be_patient(self, patient: bool) -> None:
+        """Wait for locks, or fail at once."""
+        if patient != self._patient:
+            self.execute(f"PRAGMA busy_timeout={int(self.wait_s * 1000) if patient else 0}")
+            self._patient = patient
+
+
+def _connect(path: Path, *, wait_s: float) -> _Connection:
     """A connection to an existing file (a vanished one is an error, never a new one), waiting `wait_s` for locks."""
     address = f"file:{quote(str(path))}?mode=rw"
-    return sqlite3.connect(address, uri=True, timeout=wait_s, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(
+        address, uri=True, timeout=wait_s, isolation_level=None, check_same_thread=False, factory=_Connection
+    )
+    connection.wait_s = wait_s
+    return connection
 
 
 def _sentence(path: Path, error: sqlite3.Error | DBAPIError) -> str:
