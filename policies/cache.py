@@ -60,6 +60,8 @@ class Ways(Struct, frozen=True):
     books: Bookkeeping
     model_of: Callable[[str], str]
     """What tells a model, by its name, from any other."""
+    greedy: Callable[[str], bool]
+    """Whether a model draws nothing where a request names no temperature."""
     encode: Encode
     """A whole answer as it goes out, on the request's wire."""
 
@@ -124,7 +126,8 @@ class Cache:
     def looks_for(self, request: Request) -> bool:
         """Whether an answer to it may be here already, or will be kept."""
         wish = request.freshness
-        asked = (wish.read and wish.max_age is not None) or (deterministic(request) and (wish.read or wish.keep))
+        same = deterministic(request, greedy=self._ways.greedy(request.model))
+        asked = (wish.read and wish.max_age is not None) or (same and (wish.read or wish.keep))
         return self.shelf is not None and asked
 
     async def _rendered(self, gathered: Gathered, cache: Cached) -> Request:

@@ -15,10 +15,9 @@ from qwen3vl_compat.accounts.export import csv_line, fields, json_line
 from qwen3vl_compat.accounts.keys import UnknownTenant
 from qwen3vl_compat.accounts.money import Counts, format_amount
 from qwen3vl_compat.accounts.tables import COUNTS
-from qwen3vl_compat.accounts.usage import Bucket, Group, Open, Query, Usage
+from qwen3vl_compat.accounts.usage import GROUPS, Bucket, Open, Query, Usage
 from qwen3vl_compat.settings import Settings
 
-GROUPS: tuple[Group, ...] = ("tenant", "key", "model")
 USUAL_DAYS, MOST_DAYS = 30, 36_500
 _EPOCH = date(1970, 1, 1)
 
@@ -35,7 +34,7 @@ def add_usage(
     usage.add_argument("--days", type=int, help=f"so many days, today among them (default: {USUAL_DAYS})")
     usage.add_argument("--from", dest="first", metavar="2026-11-01", help="the first day")
     usage.add_argument("--to", dest="last", metavar="2026-11-30", help="the last day (default: today)")
-    usage.add_argument("--by", default="day", help="a line for each: day, tenant, key, model, with commas")
+    usage.add_argument("--by", default="day", help="a line for each: day, tenant, key, model, cache, with commas")
     usage.add_argument("--format", choices=("table", "csv", "jsonl"), default="table")
     usage.set_defaults(run=partial(_print, settings_of, database_of))
     return usage
@@ -104,7 +103,7 @@ def _sums(buckets: Iterable[Bucket], by: Sequence[str]) -> Sums:
     for bucket in buckets:
         day = f"{datetime.fromtimestamp(bucket.start, UTC):%Y-%m-%d}"
         for result in bucket.results:
-            about = {"day": day, "tenant": result.tenant, "key": result.key, "model": result.model}
+            about = {"day": day} | {name: getattr(result, name) for name in GROUPS}
             line = found.setdefault(tuple(about[name] or "" for name in by), Counter())
             line.update(requests=result.requests, cost=result.cost, **msgspec.structs.asdict(result.counts))
     return dict(sorted(found.items()))

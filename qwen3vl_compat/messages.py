@@ -273,6 +273,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     revision: str = ""
     digest: str = ""
     """Of all that its answers depend on beside the request; hexadecimal digits."""
+    greedy: bool = False
+    """Whether it draws nothing where a request names no temperature."""
 
 
 class FileInfo(Struct, frozen=True, kw_only=True):

@@ -21,11 +21,14 @@ def form_of(wire: str, request: Request) -> str:
     return wire if request.thinking.shown else f"{wire} without thoughts"
 
 
-def deterministic(request: Request) -> bool:
-    """Whether the same request gives the same answer again: it draws nothing, or always the same."""
+def deterministic(request: Request, *, greedy: bool) -> bool:
+    """Whether the same request gives the same answer again: it draws nothing, or always the same.
+
+    `greedy` says that its model draws nothing where no temperature is named.
+    """
     sampling = request.sampling
-    greedy = sampling.top_k == 1 or (sampling.temperature is not None and sampling.temperature <= GREEDY)
-    return greedy or sampling.seed is not None
+    cold = greedy if sampling.temperature is None else sampling.temperature <= GREEDY
+    return cold or sampling.top_k == 1 or sampling.seed is not None
 
 
 async def material_of(gathered: Gathered, model: str) -> bytes:

@@ -28,9 +28,9 @@ _ENDS = ("state", "finish", "started_at", "ended_at", "cost", "moderation")
 _NOTED, _ENDED = ("started_at", *COUNTS), (*_ENDS, *COUNTS)
 _SUMS = ("requests", *COUNTS, "cost")
 _ADD_DAILY = Values(
-    f"INSERT INTO daily (day, tenant, key, model, {', '.join(_SUMS)}) VALUES ",  # noqa: S608 -- names of columns
-    4 + len(_SUMS),
-    " ON CONFLICT (day, tenant, key, model) DO UPDATE SET "
+    f"INSERT INTO daily (day, tenant, key, model, cache, {', '.join(_SUMS)}) VALUES ",  # noqa: S608 -- columns
+    5 + len(_SUMS),
+    " ON CONFLICT (day, tenant, key, model, cache) DO UPDATE SET "
     + ", ".join(f"{name} = daily.{name} + excluded.{name}" for name in _SUMS),
 )
 _ADD_POT = Values(
@@ -240,10 +240,10 @@ def _closed(entry: Entry, outcome: Outcome) -> dict[str, object]:
 
 
 def _sums(closed: Iterable[tuple[Entry, Outcome]]) -> list[tuple[object, ...]]:
-    """Rows for `daily`, one for each day, tenant, key and model, in order."""
-    sums: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0] * len(_SUMS))
+    """Rows for `daily`, one for each day, tenant, key, model and part of the cache, in order."""
+    sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0] * len(_SUMS))
     for entry, outcome in closed:
         added = (1, *_count_values(outcome.counts), outcome.cost)
-        row = sums[period_of(entry.created_at, "day"), entry.tenant, entry.key, entry.model]
+        row = sums[period_of(entry.created_at, "day"), entry.tenant, entry.key, entry.model, entry.cache]
         row[:] = map(add, row, added)
     return [(*key, *row) for key, row in sorted(sums.items())]

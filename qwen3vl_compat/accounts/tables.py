@@ -223,6 +223,7 @@ daily = Table(
     Column("tenant", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("model", Text, primary_key=True),
+    Column("cache", Text, primary_key=True),
     Column("requests", BigInteger, nullable=False),
     *(Column(name, BigInteger, nullable=False) for name in COUNTS),
     Column("cost", BigInteger, nullable=False),

@@ -28,7 +28,8 @@ from qwen3vl_compat.accounts.money import Counts
 from qwen3vl_compat.accounts.tables import COUNTS, daily, ledger, spending, tenants
 
 Width = Literal["1h", "1d"]
-Group = Literal["tenant", "key", "model"]
+Group = Literal["tenant", "key", "model", "cache"]
+GROUPS: tuple[Group, ...] = ("tenant", "key", "model", "cache")
 Whose = Literal["key", "tenant"]
 Period = Literal["day", "month"]
 WIDTHS: Mapping[Width, int] = {"1h": 3600, "1d": 86_400}
@@ -60,11 +61,15 @@ class Query(Selection, frozen=True, kw_only=True):
 
 
 class Result(Struct, frozen=True, kw_only=True):
-    """Sums over requests of a tenant, key and model, or of all where it is None; `cost` is in nano-units."""
+    """Sums over requests of a tenant, key, model and part of the cache, or of all where it is None.
+
+    `cost` is in nano-units.
+    """
 
     tenant: str | None
     key: str | None
     model: str | None
+    cache: str | None
     requests: int
     counts: Counts
     cost: int
@@ -228,16 +233,14 @@ def _start(bucket: int | str, width: int) -> int:
 
 def _result(row: RowMapping, query: Query) -> Result:
     """PostgreSQL gives sums of BIGINT as decimal numbers."""
-    tenant, key, model = (row[name] if name in query.group_by else None for name in ("tenant", "key", "model"))
+    groups = {name: row[name] if name in query.group_by else None for name in GROUPS}
     return Result(
-        tenant=tenant,
-        key=key,
-        model=model,
+        **groups,
         requests=int(row["requests"]),
         counts=Counts(**{name: int(row[name]) for name in COUNTS}),
         cost=int(row["cost"]),
     )
 
 
-def _order(result: Result) -> tuple[str, str, str]:
-    return result.tenant or "", result.key or "", result.model or ""
+def _order(result: Result) -> tuple[str, ...]:
+    return tuple([getattr(result, name) or "" for name in GROUPS])

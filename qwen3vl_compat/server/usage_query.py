@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.accounts.export import Form
-from qwen3vl_compat.accounts.usage import DAY, WIDTHS, Group, Query, Selection, Width
+from qwen3vl_compat.accounts.usage import DAY, GROUPS, WIDTHS, Group, Query, Selection, Width
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.wire.files import Query as Given
 from qwen3vl_compat.wire.files import single_value, whole_number
@@ -109,7 +109,7 @@ def _named(given: Given, name: str) -> str | None:
 
 def _groups(given: Given, tenant: str | None) -> tuple[Group, ...]:
     text = single_value(given, "group_by")
-    known: tuple[Group, ...] = ("key", "model") if tenant is not None else ("key", "model", "tenant")
+    known: list[Group] = [group for group in GROUPS if group != "tenant" or tenant is None]
     named = [] if text is None else text.split(",")
     if not set(named) <= set(known):
         raise InvalidRequest(f"group_by: must be one or more of {', '.join(known)}, with commas", param="group_by")

@@ -15,6 +15,7 @@ from litestar.types import Receive, Scope, Send
 from qwen3vl_compat.accounts.export import Form, export, fields
 from qwen3vl_compat.accounts.money import format_amount
 from qwen3vl_compat.accounts.usage import (
+    GROUPS,
     Bucket,
     Open,
     Period,
@@ -122,7 +123,7 @@ def _page_body(page: Page, buckets: tuple[Bucket, ...], under_way: Open, currenc
 
 def _result_body(result: Result, currency: str) -> dict[str, Any]:
     sums = fields(result.requests, result.counts, result.cost, currency)
-    groups = {"tenant": result.tenant, "key": result.key, "model": result.model}
+    groups = {name: getattr(result, name) for name in GROUPS}
     return {"object": "usage.result", **sums, **groups}
 
 

@@ -37,6 +37,7 @@ def row(number: int, created_at: int, **changes: Any) -> Row:
         "reserved_out": 100,
         "reserved": 1000,
         "cost": 25,
+        "cache": "off",
     } | changes
     if made["state"] == "open":
         made |= {"ended_at": None, "finish": ""}
@@ -52,7 +53,7 @@ def record(engine: Engine, rows: Sequence[Row]) -> None:
     sums: dict[tuple[str, ...], Counter[str]] = {}
     for each in rows:
         if each["state"] != "open":
-            group = day_of(each["created_at"]), each["tenant"], each["key"], each["model"]
+            group = day_of(each["created_at"]), each["tenant"], each["key"], each["model"], each["cache"]
             counts = {name: each[name] for name in (*COUNTS, "cost")}
             sums.setdefault(group, Counter()).update(requests=1, **counts)
     with writing(engine).begin() as connection:
@@ -61,8 +62,8 @@ def record(engine: Engine, rows: Sequence[Row]) -> None:
             connection.execute(insert(tenants).values(id=tenant, name=tenant, created_at=0))
         if rows:
             connection.execute(insert(ledger), rows)
-        for (day, tenant, key, model), added in sums.items():
-            whose = {"day": day, "tenant": tenant, "key": key, "model": model}
+        for (day, tenant, key, model, cached), added in sums.items():
+            whose = {"day": day, "tenant": tenant, "key": key, "model": model, "cache": cached}
             same = (daily.c[name] == value for name, value in whose.items())
             raised = {name: daily.c[name] + value for name, value in added.items()}
             if not connection.execute(update(daily).where(*same).values(raised)).rowcount:

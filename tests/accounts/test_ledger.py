@@ -71,12 +71,12 @@ def check(engine: Engine) -> None:
                 held = pots.setdefault(pot, [0, 0])
                 held[row.state != "open"] += row.reserved if row.state == "open" else row.cost
             if row.state != "open":
-                sums = days.setdefault((day, row.tenant, row.key, row.model), [0] * 8)
+                sums = days.setdefault((day, row.tenant, row.key, row.model, row.cache), [0] * 8)
                 counts = (1, *(getattr(row, name) for name in COUNTS), row.cost)
                 sums[:] = [one + other for one, other in zip(sums, counts, strict=True)]
         kept = {(row.scope, row.period): [row.reserved, row.spent] for row in connection.execute(select(spending))}
         assert {pot: held for pot, held in kept.items() if pot in pots or any(held)} == pots
-        assert {tuple(row[:4]): list(row[4:]) for row in connection.execute(select(daily))} == days
+        assert {tuple(row[:5]): list(row[5:]) for row in connection.execute(select(daily))} == days
 
 
 async def test_a_row_is_opened_with_its_reservation_and_closed_with_its_cost(book: Ledger, engine: Engine) -> None:

@@ -17,6 +17,7 @@ from qwen3vl_compat.accounts.export import COLUMNS, csv_line, export
 from qwen3vl_compat.accounts.money import Counts, parse_amount
 from qwen3vl_compat.accounts.tables import COUNTS, ledger, spending
 from qwen3vl_compat.accounts.usage import (
+    GROUPS,
     WIDTHS,
     Bucket,
     Group,
@@ -59,7 +60,7 @@ def days(usage: Usage, first: float, last: float, **changes: Any) -> tuple[Bucke
 def test_a_day_is_told_with_all_that_is_counted(engine: Engine, usage: Usage) -> None:
     record(engine, [at(0.5), at(0.6, key=KEYS[1], cost=100), at(1.0), at(0.7, state="open")])
     counts = Counts(text_in=20, vision_in=10, cached_in=6, out=14, reasoning=4, pictures=2)
-    summed = Result(tenant=None, key=None, model=None, requests=2, counts=counts, cost=125)
+    summed = Result(tenant=None, key=None, model=None, cache=None, requests=2, counts=counts, cost=125)
     assert days(usage, 0, 1) == (Bucket(BASE, BASE + DAY, (summed,)),)
 
 
@@ -128,6 +129,7 @@ made = st.fixed_dictionaries(
         **{name: st.integers(0, 10**6) for name in COUNTS if name != "reasoning"},
         "reserved": st.integers(0, 10**15),
         "cost": st.integers(0, 10**15),
+        "cache": st.sampled_from(["off", "miss", "hit"]),
     }
 )
 moments = st.one_of(st.integers(0, LONG), st.integers(0, 96).map(lambda hour: hour * 3600))
@@ -167,8 +169,8 @@ def test_sums_are_those_of_the_ledger(engine: Engine, data: st.DataObject, rows:
     assert exported == [each["id"] for each in sorted(closed, key=lambda each: (each["created_at"], each["id"]))]
 
 
-def repr_of(result: Result) -> tuple[str, str, str]:
-    return result.tenant or "", result.key or "", result.model or ""
+def repr_of(result: Result) -> tuple[str, ...]:
+    return result.tenant or "", result.key or "", result.model or "", result.cache or ""
 
 
 def chosen(each: Row, query: Selection) -> bool:
@@ -181,13 +183,13 @@ Sums = dict[tuple[Any, ...], Counter[str]]
 
 
 def summed(rows: list[Row], query: Query) -> Sums:
-    """By a plain loop over the rows: (start of the bucket, tenant, key, model) to its sums."""
+    """By a plain loop over the rows: (start of the bucket, tenant, key, model, cache) to its sums."""
     sums: Sums = {}
     width = WIDTHS[query.width]
     for each in rows:
         if each["state"] != "open" and chosen(each, query):
             start = max(query.start, each["created_at"] // 1000 // width * width)
-            group = (each[name] if name in query.group_by else None for name in ("tenant", "key", "model"))
+            group = (each[name] if name in query.group_by else None for name in GROUPS)
             counts = {name: each[name] for name in (*COUNTS, "cost")}
             sums.setdefault((start, *group), Counter()).update(requests=1, **counts)
     return sums
@@ -198,7 +200,7 @@ def flat(buckets: tuple[Bucket, ...]) -> Sums:
     for bucket in buckets:
         for result in bucket.results:
             counts = {name: getattr(result.counts, name) for name in COUNTS}
-            group = bucket.start, result.tenant, result.key, result.model
+            group = bucket.start, *(getattr(result, name) for name in GROUPS)
             assert group not in found
             found[group] = Counter(requests=result.requests, cost=result.cost, **counts)
     return found

@@ -1,5 +1,6 @@
 """The local engine against transformers itself: prompts, positions, pixels, tokens; and starts that must fail."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,15 @@ async def test_a_missing_tensor_ends_the_start(tmp_path: Path) -> None:
     engine = LocalEngine(load_settings(flags={"model.path": str(folder)}, environment=UNCOMPILED))
     with pytest.raises(EngineUnusable, match="lack the tensor"):
         await engine.start()
+
+
+@pytest.mark.parametrize(("sampled", "greedy"), [(True, False), (False, True)])
+def test_a_model_says_whether_it_draws_where_nothing_is_asked(tmp_path: Path, sampled: bool, greedy: bool) -> None:
+    shutil.copytree(MODEL, folder := tmp_path / "model")
+    own = json.loads((folder / "generation_config.json").read_text()) | {"do_sample": sampled, "temperature": 0.7}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    engine = LocalEngine(load_settings(flags={"model.path": str(folder)}, environment=UNCOMPILED))
+    assert engine.models()[0].greedy is greedy
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "no-such-model"])

@@ -253,7 +253,7 @@ class Machine(RuleBasedStateMachine):
         with self.database.connect() as connection:
             rows = {row.id: row for row in connection.execute(select(ledger))}
             pots = {(row.scope, row.period): row for row in connection.execute(select(spending))}
-            sums = {tuple(row[:4]): row for row in connection.execute(select(daily))}
+            sums = {tuple(row[:5]): row for row in connection.execute(select(daily))}
         self._check_rows(rows)
         self._check_sums(rows, pots, sums)
 
@@ -291,14 +291,14 @@ class Machine(RuleBasedStateMachine):
                     pot = held.setdefault((scope, period), [0, 0])
                     pot[row.state != "open"] += row.reserved if row.state == "open" else row.cost
             if row.state != "open":
-                total = counted.setdefault((day, row.tenant, row.key, row.model), [0] * (len(COUNTS) + 2))
+                total = counted.setdefault((day, row.tenant, row.key, row.model, row.cache), [0] * (len(COUNTS) + 2))
                 added = (1, *(getattr(row, name) for name in COUNTS), row.cost)
                 total[:] = [one + other for one, other in zip(total, added, strict=True)]
         for name, pot in pots.items():
             assert [pot.reserved, pot.spent] == held.get(name, [0, 0])  # K2
             if name[0] == "tenant:poor":
                 assert pot.reserved + pot.spent <= (DAY if len(name[1]) == 10 else MONTH)  # K1
-        assert {name: list(row[4:]) for name, row in sums.items()} == counted  # K10
+        assert {name: list(row[5:]) for name, row in sums.items()} == counted  # K10
 
     def teardown(self) -> None:
         async def end() -> None:

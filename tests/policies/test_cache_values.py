@@ -11,8 +11,10 @@ from msgspec import Raw
 from msgspec.structs import replace
 
 from qwen3vl_compat.events import Finish, Started, TextDelta, Usage
+from qwen3vl_compat.messages import Request, Sampling
 from qwen3vl_compat.policies.caching import SEAL, Answer, Shelf
 from qwen3vl_compat.policies.caching.memory import OVERHEAD, MemoryStore
+from qwen3vl_compat.policies.caching.naming import deterministic
 from qwen3vl_compat.settings import CacheSettings
 
 SECRET = b"of the installation"
@@ -161,3 +163,17 @@ async def test_what_does_not_fit_at_all_costs_nothing_else_its_place() -> None:
     assert await store.get("b") is None
     await store.put("a", bytes(5000))
     assert await store.get("a") is None, "what was there before is not the answer any more"
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "same"),
+    [
+        (Sampling(), "greedy", True), (Sampling(), "drawing", False), (Sampling(temperature=0.7), "greedy", False),
+        (Sampling(temperature=0.0), "drawing", True), (Sampling(top_k=1), "drawing", True),
+        (Sampling(temperature=0.7, seed=3), "drawing", True), (Sampling(top_p=0.1), "greedy", True),
+    ],
+)  # fmt: skip
+def test_what_draws_nothing_is_the_same_again(asked: Sampling, model: str, same: bool) -> None:
+    """A request that names no temperature draws as its checkpoint says."""
+    request = Request(id="r", created=0, model="m", messages=(), sampling=asked)
+    assert deterministic(request, greedy=model == "greedy") is same

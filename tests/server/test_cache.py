@@ -5,6 +5,7 @@ import base64
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +246,19 @@ async def test_who_may_have_nothing_under_way_gets_nothing_that_is_here(
         for headers in ({}, {"cache-control": "max-age=60"}):
             answer = await colleague.post(path, json=body, headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+
+
+async def test_a_bill_can_be_computed_again_from_the_sums(house: House, client: httpx.AsyncClient) -> None:
+    """What was given again is kept apart: its tokens have another price."""
+    for _ in range(3):
+        await client.post("/v1/chat/completions", json=chat("good day"))
+    await client.post("/v1/chat/completions", json=chat("good day", temperature=1))
+    answer = await client.get("/v1/usage?group_by=cache")
+    parts = {each["cache"]: each for bucket in answer.json()["data"] for each in bucket["results"]}
+    assert {name: each["requests"] for name, each in parts.items()} == {"hit": 2, "miss": 1, "off": 1}
+    for name, each in parts.items():
+        prices = (0, 3, 3, 3) if name == "hit" else (10, 0, 3, 40)
+        tokens = ("input_text_tokens", "input_vision_tokens", "input_cached_tokens", "output_tokens")
+        millionths = sum(price * each[kind] for price, kind in zip(prices, tokens, strict=True))
+        assert Decimal(each["cost"]) == Decimal(millionths) / 10**6 + Decimal("0.007") * each["requests"]
+    assert Decimal(parts["hit"]["cost"]) == 2 * Decimal(COST_OF_A_HIT) / 10**9

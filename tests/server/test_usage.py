@@ -110,6 +110,7 @@ async def test_a_tenant_sees_its_days(house: House) -> None:
             "tenant": None,
             "key": None,
             "model": None,
+            "cache": None,
         }
     ]
     rest = {name: value for name, value in answer.json().items() if name != "data"}

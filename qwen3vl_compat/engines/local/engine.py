@@ -63,6 +63,7 @@ class LocalEngine:
             max_output=checkpoint.context,
             revision=checkpoint.revision,
             digest=digest_of(checkpoint.folder, repr(self._settings)),
+            greedy=checkpoint.temperature == 0,
         )
         self._worker: Worker | None = None
         self._failure: EngineUnusable | None = None
