@@ -112,16 +112,10 @@ def build_service(
     def model_of(name: str) -> str:
         return " ".join((__version__, models[name].revision, models[name].digest))
 
-    ways = Ways(
-        policy.gathered,
-        moderation,
-        service.room.check,
-        metering,
-        books,
-        model_of,
-        lambda name: models[name].greedy,
-        encode_whole,
-    )
+    def greedy(name: str) -> bool:
+        return models[name].greedy
+
+    ways = Ways(policy.gathered, moderation, service.room.check, metering, books, model_of, greedy, encode_whole)
     together = bool(settings.cache.redis) and settings.cache.redis == settings.limits.redis
     service.cache = Cache(ways, make_shelf(settings, accounts), together=together)
     service.generate = chain(
