@@ -239,6 +239,8 @@ class Request(Struct, frozen=True, kw_only=True):
     """When it arrived, Unix seconds."""
     model: str
     messages: tuple[Message, ...]
+    alias: str = ""
+    """The name by which the model was asked for, if that is not its own."""
     sampling: Sampling = Sampling()
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
@@ -261,6 +263,11 @@ class Request(Struct, frozen=True, kw_only=True):
     """What the cache had to say: `off` where it was not asked."""
     moderation: str = ""
     """What moderators had to say and let pass, as the ledger writes it."""
+
+    @property
+    def called(self) -> str:
+        """The model as the client calls it, and as answers do."""
+        return self.alias or self.model
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

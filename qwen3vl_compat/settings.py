@@ -59,6 +59,8 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     anonymous_anywhere: bool = False
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose X-Forwarded-For tells where a request comes from."""
+    cors_origins: tuple[Annotated[str, Meta(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    """Origins (`https://app.example.org`) whose pages may call this server from a browser; `*` is all."""
     max_body: Positive = 90 * 2**20
     """Bytes of a request; base64 makes 86 MB of the largest video it may hold."""
     body_idle: Seconds = 10
@@ -78,6 +80,10 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     """A checkpoint folder or hub name; empty is the bundled demonstration model."""
     name: Annotated[str, Meta(min_length=1, max_length=200)] = "qwen3-vl"
+    aliases: dict[Annotated[str, Meta(min_length=1, max_length=200)], str] = msgspec.field(
+        default_factory=dict[str, str]
+    )
+    """Other names that clients may use for it, by name; `gpt-*` is all that begin so."""
     revision: str = ""
     engine: str = "local"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -18,7 +18,8 @@ GREEDY = 1e-5
 
 def form_of(wire: str, request: Request) -> str:
     """What the bytes of a whole answer depend on beside all that."""
-    return wire if request.thinking.shown else f"{wire} without thoughts"
+    form = wire if request.thinking.shown else f"{wire} without thoughts"
+    return f"{form} as {request.alias}" if request.alias else form
 
 
 def deterministic(request: Request, *, greedy: bool) -> bool:

@@ -34,6 +34,7 @@ from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.freshness import freshness_of
 from qwen3vl_compat.server.keepalive import kept_alive
 from qwen3vl_compat.server.lifecycle import Lifecycle
+from qwen3vl_compat.server.names import Names
 from qwen3vl_compat.server.repeats import Repeats
 from qwen3vl_compat.settings import Settings
 from qwen3vl_compat.wire import generate_content, openai_chat
@@ -56,6 +57,7 @@ class Service:
     def __init__(self, settings: Settings, engine: Engine, accounts: Accounts, files: Files | None = None) -> None:
         """`files` are uploaded ones, where there are any. Raises SettingsError."""
         self.settings, self.engine, self.accounts, self.files = settings, engine, accounts, files
+        self.names = Names(engine.models(), settings.model.aliases)
         self.repeats = Repeats(self)
         self.lifecycle = Lifecycle()
         self.room = Room(lambda: engine.occupancy)
@@ -136,8 +138,8 @@ async def whole_answer(
     service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Whole
 ) -> Response[bytes]:
     """Generate to the end, then answer; a client that leaves ends the generation."""
-    asked = _asked(service, exchange, request)
-    completion = await unless_gone(fold(_events(service, exchange, asked)), receive)
+    request = _asked(service, exchange, request)
+    completion = await unless_gone(fold(_events(service, exchange, request)), receive)
     request = _as_answered(exchange, request)
     ignored = ignored_header(request)
     await service.repeats.learn(exchange, request, ignored)
@@ -149,7 +151,8 @@ async def streamed_answer(
     service: Service, exchange: Exchange, request: Request, receive: Receive, encode: Streamed, content_type: str
 ) -> Response[Any]:
     """Answer as it is made. The status line waits for the first event, so that a refusal still is a refusal."""
-    events = _events(service, exchange, _asked(service, exchange, request))
+    request = _asked(service, exchange, request)
+    events = _events(service, exchange, request)
     first = await unless_gone(_first(events), receive)
     request = _as_answered(exchange, request)
     headers = {"content-type": content_type, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -237,17 +240,27 @@ async def _events(service: Service, exchange: Exchange, request: Request) -> Eve
 
 def _known(service: Service, exchange: Exchange, request: Request) -> Request:
     """The request with its caller; a model that is not served is refused before work is spent on its pictures."""
-    if request.model not in {model.id for model in served(service, exchange)}:
-        message = f"The model '{request.model[:100]}' does not exist or you have no access to it."
-        raise NotFound(message, param="model", code="model_not_found")
-    exchange.model = request.model
+    model = find_model(service, exchange, request.model)
+    alias = "" if request.model == model.id else request.model
+    exchange.model = model.id
     freshness = freshness_of(exchange.headers.get("cache-control"))
-    return replace(request, caller=exchange.caller, wire=exchange.wire, freshness=freshness)
+    return replace(
+        request, model=model.id, alias=alias, caller=exchange.caller, wire=exchange.wire, freshness=freshness
+    )
 
 
-def served(service: Service, exchange: Exchange) -> list[ModelInfo]:
-    """The models that the caller's key is for."""
-    return [model for model in service.engine.models() if exchange.key is None or exchange.key.may_call(model.id)]
+def find_model(service: Service, exchange: Exchange, name: str) -> ModelInfo:
+    """The model that a caller means by a name; NotFound if there is none, or the caller's key is not for it."""
+    model = service.names.find(name)
+    if model is None or not may_call(exchange, model):
+        message = f"The model '{name[:100]}' does not exist or you have no access to it."
+        raise NotFound(message, param="model", code="model_not_found")
+    return model
+
+
+def may_call(exchange: Exchange, model: ModelInfo) -> bool:
+    """Whether the caller's key is for a model, whatever it is called."""
+    return exchange.key is None or exchange.key.may_call(model.id)
 
 
 def allowed(service: Service, exchange: Exchange) -> float:

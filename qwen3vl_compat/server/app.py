@@ -41,6 +41,7 @@ from qwen3vl_compat.server import (
 )
 from qwen3vl_compat.server.answer import Service, encode_whole
 from qwen3vl_compat.server.body import Disconnected
+from qwen3vl_compat.server.cors import with_origins
 from qwen3vl_compat.server.door import OPEN_PATHS, Door, failures, no_database
 from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
@@ -177,7 +178,8 @@ def build_app(service: Service) -> ASGIApp:
     """The whole application, as a server runs it; raises SettingsError."""
     open_paths = OPEN_PATHS | ({METRICS} if service.settings.server.open_metrics else set[str]())
     guard = Guard(service.settings, service.accounts, service.limiter)
-    return Door(build_routes(service), guard, service.repeats, open_paths)
+    door = Door(build_routes(service), guard, service.repeats, open_paths)
+    return with_origins(door, service.settings.server.cors_origins)
 
 
 def _encoded(request: Http, error: ApiError, extra: dict[str, str] | None = None) -> Response[bytes]:

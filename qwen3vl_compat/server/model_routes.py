@@ -6,9 +6,9 @@ from litestar import Request as HttpRequest
 from litestar import get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
+from msgspec.structs import replace
 
-from qwen3vl_compat.errors import NotFound
-from qwen3vl_compat.server.answer import Service, served
+from qwen3vl_compat.server.answer import Service, find_model, may_call
 from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.wire import generate_content, openai_chat
 
@@ -18,7 +18,8 @@ Http = HttpRequest[Any, Any, Any]
 @get(["/v1/models", "/v1beta/models"])
 async def list_models(request: Http, service: NamedDependency[Service]) -> dict[str, Any]:
     """OpenAI's `data` and Google's `models`, side by side."""
-    models = served(service, exchange_of(request.scope))
+    exchange, listed = exchange_of(request.scope), service.names.listed
+    models = [replace(model, id=name) for name, model in listed.items() if may_call(exchange, model)]
     return {
         "object": "list",
         "data": [openai_chat.encode_model(model) for model in models],
@@ -30,7 +31,5 @@ async def list_models(request: Http, service: NamedDependency[Service]) -> dict[
 async def get_model(request: Http, rest: FromPath[str], service: NamedDependency[Service]) -> dict[str, Any]:
     """One model with the fields of both."""
     name = rest.strip("/").removeprefix("models/")
-    for model in served(service, exchange_of(request.scope)):
-        if model.id == name:
-            return openai_chat.encode_model(model) | generate_content.encode_model(model)
-    raise NotFound("The model does not exist or you have no access to it.", param="model", code="model_not_found")
+    model = replace(find_model(service, exchange_of(request.scope), name), id=name)
+    return openai_chat.encode_model(model) | generate_content.encode_model(model)

@@ -96,7 +96,7 @@ def _answer(request: Request, candidates: list[Json], usage: Usage | None) -> by
     body: Json = {"candidates": candidates}
     if usage is not None:
         body["usageMetadata"] = _usage(usage)
-    return msgspec.json.encode(body | {"modelVersion": request.model, "responseId": request.id})
+    return msgspec.json.encode(body | {"modelVersion": request.called, "responseId": request.id})
 
 
 def encode_completion(request: Request, completion: Completion) -> bytes:

@@ -51,7 +51,7 @@ def _usage(usage: Usage) -> Json:
 
 
 def _head(request: Request, kind: str) -> Json:
-    return {"id": f"chatcmpl-{request.id}", "object": kind, "created": request.created, "model": request.model}
+    return {"id": f"chatcmpl-{request.id}", "object": kind, "created": request.created, "model": request.called}
 
 
 def encode_completion(request: Request, completion: Completion) -> bytes:
