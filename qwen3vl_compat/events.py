@@ -114,6 +114,8 @@ class Finish(Struct, frozen=True, tag="finish", array_like=True):
     headers: Headers = ()
     moderation: str = ""
     """What moderators had to say, as the ledger writes it."""
+    stop: str = ""
+    """The stop string that ended it, if one did."""
 
 
 class Progress(Struct, frozen=True, tag="progress", array_like=True):
@@ -157,6 +159,7 @@ class Choice(Struct, frozen=True):
     calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[Logprob, ...] = ()
     details: str = ""
+    stop: str = ""
 
 
 class Completion(Struct, frozen=True):
@@ -198,4 +201,5 @@ def _choice(end: Finish, deltas: list[Delta]) -> Choice:
         calls=tuple(calls.values()),
         logprobs=tuple(logprob for delta in texts for logprob in delta.logprobs),
         details=end.details,
+        stop=end.stop,
     )

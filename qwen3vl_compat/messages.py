@@ -254,7 +254,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """Fields that were accepted and have no effect here."""
     caller: Caller = Caller("", "")
     wire: str = ""
-    """The API it came by: `openai` or `google`."""
+    """The API it came by: `openai`, `google` or `anthropic`."""
     idempotency: Idempotency | None = None
     seconds: float = math.inf
     """It may take so long, from when it is begun."""

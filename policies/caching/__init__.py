@@ -48,7 +48,7 @@ class Answer(Struct, frozen=True, array_like=True, kw_only=True):
         Ids are random, so that no text holds one. `created` is told on OpenAI's wire alone, and before all text.
         """
         body = self.bodies[form].replace(self.id.encode(), request.encode())
-        if form.startswith("google"):
+        if not form.startswith("openai"):
             return body
         return body.replace(b'"created":%d,' % self.created, b'"created":%d,' % created, 1)
 

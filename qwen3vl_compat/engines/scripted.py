@@ -185,7 +185,8 @@ class ScriptedEngine:
             if telling.calls and reason == "stop":
                 reason = "tool_calls"
             thought += telling.thought
-            yield Finish(index, reason, replace(usage, completion=made, reasoning=thought))
+            counts = replace(usage, completion=made, reasoning=thought)
+            yield Finish(index, reason, counts, stop=telling.stops.found)
 
     def _answer(self, request: Request) -> str:
         last = request.messages[-1]

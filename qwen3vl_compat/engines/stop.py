@@ -7,19 +7,25 @@ class StopStrings:
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
-        self.stopped = False
+        self.found = ""
+        """The stop string that has come."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether one has come."""
+        return bool(self.found)
 
     def push(self, text: str) -> str:
-        """Add text; returns what may be shown now. After a stop string `stopped` is true and nothing more is shown."""
+        """Add text; returns what may be shown now. After a stop string nothing more is."""
         if self.stopped:
             return ""
         if not self._stops:
             return text
         self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [(place, -len(stop), stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
-            self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            place, _, self.found = min(found)
+            shown, self._held = self._held[:place], ""
             return shown
         keep = self._longest_beginning()
         shown, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]

@@ -32,12 +32,12 @@ from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.freshness import freshness_of
-from qwen3vl_compat.server.keepalive import kept_alive
+from qwen3vl_compat.server.keepalive import PING, kept_alive
 from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.server.names import Names
 from qwen3vl_compat.server.repeats import Repeats
 from qwen3vl_compat.settings import Settings
-from qwen3vl_compat.wire import generate_content, openai_chat
+from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat
 
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
@@ -130,8 +130,8 @@ class Service:
 
 def encode_whole(request: Request, completion: Completion) -> bytes:
     """A whole answer on the request's wire."""
-    wire = generate_content if request.wire == "google" else openai_chat
-    return wire.encode_completion(request, completion)
+    wires = {"openai": openai_chat, "google": generate_content, "anthropic": anthropic_messages}
+    return wires[request.wire].encode_completion(request, completion)
 
 
 async def whole_answer(
@@ -163,12 +163,13 @@ async def streamed_answer(
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
 
         async def pump() -> None:
-            # Google's clients take a comment for an error.
+            # Google's clients take a comment for an error; Anthropic's know an event for it.
             silent = 0 if exchange.google else service.settings.server.keep_alive
+            ping = anthropic_messages.PING if exchange.anthropic else PING
             async with (
                 aclosing(events),
                 aclosing(encode(request, _rejoined(first, events))) as chunks,
-                kept_alive(send, silent) as tell,
+                kept_alive(send, silent, ping) as tell,
             ):
                 async for chunk in chunks:
                     await tell({"type": "http.response.body", "body": chunk, "more_body": True})

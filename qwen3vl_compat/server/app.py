@@ -30,6 +30,7 @@ from qwen3vl_compat.policies.moderation.policy import Moderators, Terms
 from qwen3vl_compat.policies.sources import Fetch, Sources
 from qwen3vl_compat.server import (
     admin_routes,
+    anthropic_routes,
     file_routes,
     google_routes,
     health,
@@ -140,6 +141,8 @@ def build_routes(service: Service) -> Litestar:
         route_handlers=[
             openai_routes.chat_completions,
             google_routes.call_model,
+            anthropic_routes.create_message,
+            anthropic_routes.count_tokens,
             moderation_routes.moderate,
             model_routes.list_models,
             model_routes.get_model,

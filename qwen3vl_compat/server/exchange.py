@@ -13,7 +13,7 @@ from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.errors import ApiError
 from qwen3vl_compat.events import First
 from qwen3vl_compat.messages import Caller
-from qwen3vl_compat.wire import generate_content, openai_chat
+from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat
 
 _UNREAD = frozenset({401, 403, 408, 413, 415, 431})
 
@@ -30,7 +30,8 @@ class Exchange:
         self.headers = _headers_of(scope["headers"])
         query = scope["query_string"].decode("latin-1")
         self.query = parse_qs(query, keep_blank_values=True) if query else dict[str, list[str]]()
-        self.google = self._speaks_google()
+        self.anthropic = self._speaks_anthropic()
+        self.google = not self.anthropic and self._speaks_google()
         self.caller = Caller("", "")
         self.key: Key | None = None
         """The key it came with; None for one that came without, as the anonymous tenant's."""
@@ -48,13 +49,18 @@ class Exchange:
         """The whole answer, where it needs nobody to be asked."""
         self.kept = ""
         """The name under which its answer is found again."""
-        self.answer_headers: dict[str, str] = {}
+        self.answer_headers: dict[str, str] = {"request-id": self.id} if self.anthropic else {}
         """What every answer to it says, an error too."""
 
     @property
     def wire(self) -> str:
         """The API it came by."""
-        return "google" if self.google else "openai"
+        return "anthropic" if self.anthropic else "google" if self.google else "openai"
+
+    def _speaks_anthropic(self) -> bool:
+        if self.path == "/v1/messages" or self.path.startswith("/v1/messages/"):
+            return True
+        return "anthropic-version" in self.headers and self.path.startswith("/v1/models") and self.method == "GET"
 
     def _speaks_google(self) -> bool:
         if self.path.startswith(("/v1beta", "/upload/")):
@@ -66,11 +72,11 @@ class Exchange:
 
     @property
     def presented(self) -> str | None:
-        """The key as it was presented, in any of the ways the two families of clients have."""
+        """The key as it was presented, in any of the ways that the families of clients have."""
         scheme, _, bearer = self.headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and bearer.strip():
             return bearer.strip()
-        if header := self.headers.get("x-goog-api-key"):
+        if header := self.headers.get("x-goog-api-key") or self.headers.get("x-api-key"):
             return header
         return self.query["key"][0] if self.google and self.query.get("key") else None
 
@@ -81,9 +87,14 @@ class Exchange:
             headers |= {"retry-after": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
         if self.unread or error.status in _UNREAD:  # what still comes of the body must not be waited for
             headers["connection"] = "close"
-        if self.google:
-            return generate_content.status_of(error), headers, generate_content.encode_error(error)
-        return error.status, headers, openai_chat.encode_error(error)
+        match self.wire:
+            case "anthropic":
+                body = anthropic_messages.encode_error(error, self.id)
+                return anthropic_messages.status_of(error), headers, body
+            case "google":
+                return generate_content.status_of(error), headers, generate_content.encode_error(error)
+            case _:
+                return error.status, headers, openai_chat.encode_error(error)
 
 
 def _headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

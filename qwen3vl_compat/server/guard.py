@@ -21,6 +21,7 @@ ADMIN = "/admin/"
 """Below this every path takes an admin key, as METRICS does."""
 
 _WITH_PORT = re.compile(r"\[([0-9A-Fa-f:.]+)\](?::\d{1,5})?|([0-9.]+):\d{1,5}")
+_WHERE = {"openai": "Authorization: Bearer ...", "google": "x-goog-api-key: ...", "anthropic": "x-api-key: ..."}
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -77,7 +78,7 @@ class Guard:
         if presented is None and self._anonymous and not _is_for_admins(exchange.path):
             return None, await self._enter_without_key(exchange)
         if presented is None:
-            where = "x-goog-api-key: ..." if exchange.google else "Authorization: Bearer ..."
+            where = _WHERE[exchange.wire]
             raise Unauthorized(f"No API key was given: send it as '{where}'.", code="missing_api_key")
         key = await self._accounts.key(presented)
         if key is None:

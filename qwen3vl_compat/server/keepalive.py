@@ -11,8 +11,8 @@ PING = b": ping\n"
 
 
 @asynccontextmanager
-async def kept_alive(send: Send, seconds: float) -> AsyncGenerator[Send]:
-    """The same `send`; when nothing was sent by it for so many seconds, a comment is. 0: never."""
+async def kept_alive(send: Send, seconds: float, ping: bytes = PING) -> AsyncGenerator[Send]:
+    """The same `send`; when nothing was sent by it for so many seconds, `ping` is. 0: never."""
     loop = asyncio.get_running_loop()
     last = loop.time()
 
@@ -21,13 +21,13 @@ async def kept_alive(send: Send, seconds: float) -> AsyncGenerator[Send]:
         last = loop.time()
         await send(message)  # pyright: ignore[reportArgumentType]
 
-    async def ping() -> None:
+    async def repeat() -> None:
         while True:
             await asyncio.sleep(last + seconds - loop.time())
             if loop.time() - last >= seconds:
-                await tell({"type": "http.response.body", "body": PING, "more_body": True})
+                await tell({"type": "http.response.body", "body": ping, "more_body": True})
 
-    task = asyncio.create_task(ping()) if seconds else None
+    task = asyncio.create_task(repeat()) if seconds else None
     try:
         yield tell
     finally:

@@ -1,15 +1,20 @@
-"""Server-sent events, as far as these protocols use them: one `data:` line an event."""
+"""Server-sent events, as far as these protocols use them: one `data:` line an event, and its name if it needs one."""
 
 from collections.abc import AsyncIterator
 
 CONTENT_TYPE = "text/event-stream; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
-"""How OpenAI's streams end; Google's simply end."""
+"""How OpenAI's streams end; the others simply end."""
 
 
 def encode(data: bytes) -> bytes:
     """One event. The space after the colon and LF line ends matter to clients that do not parse, only split."""
     return b"data: " + data + b"\n\n"
+
+
+def named(event: str, data: bytes) -> bytes:
+    """One event with a name of its own, without which Anthropic's clients pass it over."""
+    return b"event: " + event.encode() + b"\n" + encode(data)
 
 
 async def decode(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -19,6 +19,7 @@ class End(Struct, frozen=True):
 
     reason: FinishReason
     details: str = ""
+    stop: str = ""
 
 
 class Answer:
@@ -61,7 +62,8 @@ class Answer:
 
     def _end(self, reason: FinishReason, details: str = "") -> End:
         if reason == "stop":
-            return End("tool_calls" if self.dialect.called else "stop", "closed" if self.guide.cut else "")
+            reason = "tool_calls" if self.dialect.called else "stop"
+            return End(reason, "closed" if self.guide.cut else "", self.dialect.stop)
         return End(reason, details)
 
     def _logprob(self, token: int, drawn: Drawn) -> Logprob | None:

@@ -69,6 +69,11 @@ class Dialect:
         """Whether a stop string has come."""
         return self._stops.stopped
 
+    @property
+    def stop(self) -> str:
+        """The stop string that has come, if one has."""
+        return self._stops.found
+
     def push(self, token: int, made: int, logprob: Logprob | None = None) -> list[Delta]:
         """What this token, the `made`-th, lets be shown."""
         if self.phase == "thought":

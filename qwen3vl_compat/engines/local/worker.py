@@ -284,7 +284,7 @@ class Worker:
         self._out += [(job, delta) for delta in dialect.finish(sequence.made)]
         job.made[sequence.choice], job.thought[sequence.choice] = sequence.made, dialect.thought
         usage = msgspec.structs.replace(job.usage, completion=sum(job.made), reasoning=sum(job.thought))
-        self._out.append((job, Finish(sequence.choice, end.reason, usage, end.details)))
+        self._out.append((job, Finish(sequence.choice, end.reason, usage, end.details, stop=end.stop)))
         self._let_go(sequence)
         rest = self._sequences[id(job)]
         rest.remove(sequence)
