@@ -47,15 +47,20 @@ _REASONS: Mapping[FinishReason, str] = {
 }
 
 
-def _usage(usage: Usage, **more: int) -> Json:
-    """What was read anew and what was known are told apart: their sum is the prompt."""
+def _usage(usage: Usage) -> Json:
+    """What was read anew and what was known are told apart: their sum is the prompt, and that of its details."""
     return {
         "input_tokens": usage.prompt - usage.cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached,
         "output_tokens": usage.completion,
+        "input_tokens_details": {
+            "text_tokens": usage.prompt_text,
+            "image_tokens": usage.prompt_image,
+            "video_tokens": usage.prompt_video,
+        },
         "output_tokens_details": {"thinking_tokens": usage.reasoning},
-    } | more
+    }
 
 
 def _message(request: Request, content: list[Json], usage: Usage) -> Json:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from qwen3vl_compat.errors import ApiError, ContentRefused, InvalidRequest
 from qwen3vl_compat.events import (
+    Choice,
     Completion,
     Event,
     Finish,
@@ -38,7 +39,14 @@ from qwen3vl_compat.messages import (
     ToolChoice,
     ToolResult,
 )
-from qwen3vl_compat.wire import generate_content, google_client, openai_chat, openai_client
+from qwen3vl_compat.wire import (
+    anthropic_client,
+    anthropic_messages,
+    generate_content,
+    google_client,
+    openai_chat,
+    openai_client,
+)
 
 SERVER_HALF = ("decode_request", "encode_completion", "encode_stream", "encode_error")
 CLIENT_HALF = ("encode_request", "decode_stream")
@@ -54,9 +62,14 @@ def read_google(body: bytes, request: Request) -> Request:
     )
 
 
+def read_anthropic(body: bytes, request: Request) -> Request:
+    return anthropic_messages.decode_request(body, request_id=request.id, now=request.created)
+
+
 WIRES: dict[str, tuple[Any, Any, Callable[[bytes, Request], Request]]] = {
     "openai_chat": (openai_chat, openai_client, read_openai),
     "generate_content": (generate_content, google_client, read_google),
+    "anthropic_messages": (anthropic_messages, anthropic_client, read_anthropic),
 }
 wires = pytest.mark.parametrize("name", WIRES)
 
@@ -135,9 +148,41 @@ def requests_of(draw: st.DrawFn, wire: str) -> Request:
         more["tool_choice"] = msgspec.structs.replace(more["tool_choice"], parallel=draw(st.booleans()))
         more["tools"] = tuple(msgspec.structs.replace(tool, strict=draw(st.booleans())) for tool in more["tools"])
         form = draw(st.just(form) | st.just(OutputFormat(kind="regex", value="[a-z]+")))
-    return Request(
+    request = Request(
         id="r1", created=1_760_000_000, model="qwen3-vl", messages=messages, sampling=sampling, format=form,
         thinking=draw(thoughts), choices=draw(st.integers(1, 4)), stream=draw(st.booleans()), **more,
+    )  # fmt: skip
+    return as_anthropic(request) if wire == "anthropic_messages" else request
+
+
+def as_anthropic(request: Request) -> Request:
+    """The same without what this API has no field for; it ends with the user, is bounded, says what media are."""
+
+    def seen(part: Any) -> Any:
+        match part:
+            case Media():
+                return msgspec.structs.replace(part, wanted="image")
+            case ToolResult(parts=parts):
+                return msgspec.structs.replace(part, parts=tuple(map(seen, parts)))
+            case _:
+                return part
+
+    last = () if request.messages[-1].role in ("user", "tool") else (Message("user", (Text("Go on."),)),)
+    messages = tuple(Message(turn.role, tuple(map(seen, turn.parts))) for turn in (*request.messages, *last))
+    asked, choice, thinking = request.sampling, request.tool_choice, request.thinking
+    if choice.names:
+        choice = msgspec.structs.replace(choice, mode="required")
+    if thinking.budget is None:
+        thinking = Thinking(shown=thinking.shown)
+    form = request.format if request.format.kind == "json_schema" else OutputFormat()
+    tools = tuple(msgspec.structs.replace(tool, parameters=tool.parameters or "{}") for tool in request.tools)
+    sampling = Sampling(
+        temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k, stop=asked.stop,
+        max_tokens=asked.max_tokens or 4096,
+    )  # fmt: skip
+    return msgspec.structs.replace(
+        request, messages=messages, tools=tools, tool_choice=choice, thinking=thinking, format=form,
+        sampling=sampling, choices=1,
     )  # fmt: skip
 
 
@@ -228,26 +273,29 @@ pieces_of = st.lists(st.lists(words.filter(bool), max_size=4), min_size=1, max_s
 
 
 def comparable(completion: Completion, wire: str) -> Completion:
-    """OpenAI's wire carries no token ids."""
+    """OpenAI's wire carries no token ids, Anthropic's no logprobs."""
 
     def nameless(value: Any) -> Any:
         if isinstance(value, Likely):
             return msgspec.structs.replace(value, token=-1)
         if isinstance(value, tuple):
             return tuple(map(nameless, value))
+        if isinstance(value, Choice) and wire == "anthropic_messages":
+            return msgspec.structs.replace(value, logprobs=())
         if isinstance(value, msgspec.Struct):
             return msgspec.structs.replace(
                 value, **{name: nameless(getattr(value, name)) for name in value.__struct_fields__}
             )
         return value
 
-    return nameless(completion) if wire == "openai_chat" else completion
+    return completion if wire == "generate_content" else nameless(completion)
 
 
 @wires
 @given(pieces=pieces_of, rich=st.booleans(), size=st.integers(1, 50))
 def test_an_answer_survives(name: str, pieces: list[list[str]], rich: bool, size: int) -> None:
     wire, client, _ = WIRES[name]
+    pieces = pieces[:1] if name == "anthropic_messages" else pieces
     events = answer(pieces, rich=rich)
 
     async def run() -> None:
@@ -328,7 +376,7 @@ async def test_what_can_be_read_of_a_call_can_be_sent() -> None:
 
 async def test_thoughts_that_nobody_asked_for_stay_out() -> None:
     request = msgspec.structs.replace(request_for(1), thinking=Thinking(shown=False))
-    for wire in (openai_chat, generate_content):
+    for wire in (openai_chat, generate_content, anthropic_messages):
         sent = [chunk async for chunk in wire.encode_stream(request, played(answer([["a"]], rich=True)))]
         assert b"then" not in b"".join(sent)
         assert b"then" not in wire.encode_completion(request, await fold(played(answer([["a"]], rich=True))))
@@ -342,7 +390,7 @@ async def test_a_failure_in_the_stream_is_its_last_event(name: str) -> None:
     with pytest.raises(ApiError, match="engine lost"):
         await fold(client.decode_stream(sent))
     last = [chunk async for chunk in wire.encode_stream(request_for(1), played(answer([["a"]])[:2], failure))][-1]
-    assert last.startswith(b'data: {"error":{')
+    assert last.startswith((b'data: {"error":{', b'event: error\ndata: {"type":"error","error":{'))
     assert last.endswith(b"\n\n")
     assert b"[DONE]" not in last
 
@@ -358,7 +406,11 @@ async def test_an_answer_that_a_moderator_ended_says_so(name: str, text: str) ->
     assert (got.choices[0].reason, got.choices[0].text, got.usage.completion) == ("content_filter", text, 1)
     whole = wire.encode_completion(request_for(1), await fold(played(events)))
     assert all(b"violence" not in each for each in (*sent, whole))  # that is for the ledger
-    said = b'"finishReason":"SAFETY"' if name == "generate_content" else b'"finish_reason":"content_filter"'
+    said = {
+        "openai_chat": b'"finish_reason":"content_filter"',
+        "generate_content": b'"finishReason":"SAFETY"',
+        "anthropic_messages": b'"stop_reason":"refusal"',
+    }[name]
     assert said in b"".join(sent)
     assert said in whole
 
