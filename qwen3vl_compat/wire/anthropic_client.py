@@ -91,11 +91,13 @@ def _encode_tool(tool: Tool) -> Json:
 def _encode_choice(choice: ToolChoice) -> Json | None:
     if choice.mode == "none":
         return {"type": "none"}
-    asked: Json = {"type": "auto" if choice.mode == "auto" else "any"}
-    if choice.names:
-        if len(choice.names) > 1 or choice.mode == "auto":
+    match choice.mode, choice.names:
+        case mode, ():
+            asked: Json = {"type": "auto" if mode == "auto" else "any"}
+        case "required", (name,):
+            asked = {"type": "tool", "name": name}
+        case _:
             raise InvalidRequest("tool_choice: must be one function or any on Anthropic's API", param="tool_choice")
-        asked = {"type": "tool", "name": choice.names[0]}
     if not choice.parallel:
         asked["disable_parallel_tool_use"] = True
     return None if asked == {"type": "auto"} else asked
