@@ -1,5 +1,6 @@
-"""The two families' own clients, pointed at a running server; each is closed by leaving its `with`."""
+"""The families' own clients, pointed at a running server; each is closed by leaving its `with`."""
 
+import anthropic
 import openai
 from google import genai
 from google.genai import types
@@ -9,6 +10,10 @@ from tests.serving import Served
 
 def openai_client(served: Served, key: str | None = None) -> openai.OpenAI:
     return openai.OpenAI(base_url=served.url + "/v1", api_key=key or served.key, max_retries=0)
+
+
+def anthropic_client(served: Served, key: str | None = None) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=served.url, api_key=key or served.key, max_retries=0)
 
 
 def google_client(served: Served, version: str = "v1beta", key: str | None = None) -> genai.Client:

@@ -24,7 +24,7 @@ from qwen3vl_compat.policies.limiting import Claim
 from qwen3vl_compat.server.app import build_app
 from qwen3vl_compat.server.repeats import LARGE
 from qwen3vl_compat.settings import ModerationSettings, ModeratorSettings, Quotas, Settings
-from qwen3vl_compat.wire import google_request, openai_request
+from qwen3vl_compat.wire import anthropic_request, google_request, openai_request
 from tests.server.test_app import House
 
 OPENAI = ("/v1/chat/completions", {
@@ -34,7 +34,10 @@ GOOGLE = ("/v1beta/models/qwen3-vl:generateContent", {
     "contents": [{"role": "user", "parts": [{"text": "good day"}]}],
     "generationConfig": {"temperature": 0, "maxOutputTokens": 50},
 })  # fmt: skip
-WIRES = {"openai": OPENAI, "google": GOOGLE}
+ANTHROPIC = ("/v1/messages", {
+    "model": "qwen3-vl", "messages": [{"role": "user", "content": "good day"}], "temperature": 0, "max_tokens": 50,
+})  # fmt: skip
+WIRES = {"openai": OPENAI, "google": GOOGLE, "anthropic": ANTHROPIC}
 TOKENS = 10
 """Of that prompt and its answer."""
 Call = tuple[str, Any]
@@ -106,7 +109,7 @@ class Repeating(House):
 @contextmanager
 def decodings() -> Iterator[list[str]]:
     """Which bodies are taken apart meanwhile: told by what Python itself says that it calls."""
-    ours = {each.decode_request.__code__ for each in (openai_request, google_request)}
+    ours = {each.decode_request.__code__ for each in (openai_request, google_request, anthropic_request)}
     seen: list[str] = []
 
     def note(frame: Any, event: str, argument: Any) -> None:
@@ -141,6 +144,8 @@ def text_of(answer: httpx.Response) -> str:
     body = answer.json()
     if "choices" in body:
         return body["choices"][0]["message"]["content"]
+    if "content" in body:
+        return body["content"][0]["text"]
     return body["candidates"][0]["content"]["parts"][0]["text"]
 
 
@@ -149,7 +154,7 @@ def told(answer: httpx.Response) -> dict[str, str]:
     return {
         name: value
         for name, value in answer.headers.items()
-        if name != "x-request-id" and not name.startswith("x-ratelimit-reset")
+        if name not in ("x-request-id", "request-id") and not name.startswith("x-ratelimit-reset")
     }
 
 
