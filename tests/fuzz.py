@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["qwen3vl_compat"]):
     from qwen3vl_compat.media import fetch, sniff
     from qwen3vl_compat.media.image import announced_size, check_size
     from qwen3vl_compat.media.limits import Bounds
-    from qwen3vl_compat.wire import generate_content, openai_chat
+    from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat
     from qwen3vl_compat.wire.body import decode_base64, decode_object
     from qwen3vl_compat.wire.openai_media import source_of
 
@@ -70,10 +70,12 @@ def bodies(data: bytes) -> None:
         openai_chat.decode_request(data, request_id="r", now=0)
     with suppress(ApiError):
         generate_content.decode_request(data, model="m", request_id="r", now=0)
+    with suppress(ApiError):
+        anthropic_messages.decode_request(data, request_id="r", now=0)
 
 
 def parts(data: bytes) -> None:
-    """Values of the fuzzer's own where a part of a message stands, on both wires."""
+    """Values of the fuzzer's own where a part of a message stands, on every wire."""
     text = data.decode("utf-8", "ignore")
     with suppress(ValueError, RecursionError):
         json.loads(text)
@@ -86,6 +88,9 @@ def parts(data: bytes) -> None:
         with suppress(ApiError):
             body = f'{{"contents":[{{"parts":[{text}]}}]}}'
             generate_content.decode_request(body.encode(), model="m", request_id="r", now=0)
+        with suppress(ApiError):
+            body = f'{{"model":"m","max_tokens":1,"messages":[{{"role":"user","content":[{text}]}}]}}'
+            anthropic_messages.decode_request(body.encode(), request_id="r", now=0)
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {

@@ -1,4 +1,4 @@
-"""What both APIs ask for in other words: tools, forms of the answer, and how long to think."""
+"""What all APIs ask for in other words: tools, forms of the answer, and how long to think."""
 
 import json
 import re

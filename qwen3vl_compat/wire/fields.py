@@ -1,4 +1,4 @@
-"""What becomes of every field of the two APIs: the one table that code, tests and docs/api.md share."""
+"""What becomes of every field of OpenAI's and Google's APIs: the one table that code, tests and docs/api.md share."""
 
 from collections.abc import Mapping
 

@@ -45,6 +45,13 @@ def test_what_was_sealed_is_opened_again() -> None:
     assert [type(event) for event in ANSWER.replay()] == [Started, TextDelta, Finish]
 
 
+@pytest.mark.parametrize(("form", "told"), [("openai", 7), ("google without thoughts", 1000), ("anthropic", 1000)])
+def test_only_openais_body_tells_a_time_of_ours(form: str, told: int) -> None:
+    """In the others it is what a function was called with."""
+    answer = replace(ANSWER, bodies={form: ANSWER.bodies["openai"]})
+    assert answer.body(form, "f" * 24, 7) == b'{"id":"chatcmpl-%s","created":%d,"choices":[]}' % (b"f" * 24, told)
+
+
 @given(st.data())
 def test_a_value_that_was_changed_anywhere_is_none_of_ours(data: st.DataObject) -> None:
     value = shelf().seal("n" * 64, ANSWER)

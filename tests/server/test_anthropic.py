@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from qwen3vl_compat.settings import Quotas
+from tests.e2e.test_bad_input import BODIES
 from tests.server.test_app import House
 
 BODY: dict[str, Any] = {"model": "qwen3-vl", "max_tokens": 50, "messages": [{"role": "user", "content": "good day"}]}
@@ -61,6 +62,14 @@ async def test_errors_come_in_the_form_of_whose_request_it_is(
     assert ("type" in body, "code" in body["error"]) == (wire == "anthropic", wire != "anthropic")
     assert ("status" in body["error"]) == (wire == "google")
     assert answer.headers.get("request-id") == (answer.headers["x-request-id"] if wire == "anthropic" else None)
+
+
+async def test_bodies_that_cannot_be_read(client: httpx.AsyncClient) -> None:
+    for name, body, code in BODIES:
+        answer = await client.post("/v1/messages", content=body, headers={"content-type": "application/json"})
+        error = answer.json()["error"]
+        told = (answer.status_code, error["type"], error["details"]["error_code"])
+        assert told == (400, "invalid_request_error", code), name
 
 
 async def test_models_are_listed_in_its_form_to_who_says_its_version(client: httpx.AsyncClient) -> None:

@@ -571,11 +571,11 @@ loses = pytest.mark.parametrize("lose", [move_away, move_away_and_hang_up, lock]
 
 def is_no_database(answer: httpx.Response) -> bool:
     """Whether it says so, in the words of its wire, and when to come again."""
-    if answer.status_code != 503:
+    if answer.status_code not in (503, 529):
         return False
     error = answer.json()["error"]
-    kind = error.get("type") == "service_unavailable_error" or error.get("status") == "UNAVAILABLE"
-    return kind and answer.headers["retry-after"] == "5"
+    kind = error.get("type") in ("service_unavailable_error", "overloaded_error")
+    return (kind or error.get("status") == "UNAVAILABLE") and answer.headers["retry-after"] == "5"
 
 
 async def test_whoever_is_not_known_yet_is_told_to_come_again(hasty: House, caplog: pytest.LogCaptureFixture) -> None:
