@@ -3,7 +3,6 @@
 import base64
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -15,7 +14,7 @@ from qwen3vl_compat.demo import SAMPLE
 from tests import sdks
 from tests.media.typeset import typeset
 from tests.metered import closed_row, new_key, public, rows
-from tests.serving import Served, serving
+from tests.serving import Served
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -286,16 +285,3 @@ def test_what_is_refused_is_not_booked(scripted: Served) -> None:
     with sdks.anthropic_client(scripted, key) as client, pytest.raises(anthropic.BadRequestError):
         create(client, "Hi", max_tokens=0)
     assert rows(scripted, key) == []
-
-
-def test_a_silent_stream_pings(tmp_path: Path) -> None:
-    environment = {
-        "QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MODEL__PAUSE": "0.3", "QWEN3VL_SERVER__KEEP_ALIVE": "0.1",
-    }  # fmt: skip
-    body = {"model": MODEL, "max_tokens": 50, "messages": says("hello"), "stream": True}
-    with serving(tmp_path, environment=environment) as served:
-        raw = httpx.post(served.url + "/v1/messages", json=body, headers={"x-api-key": served.key}, timeout=60)
-        assert raw.text.count('event: ping\ndata: {"type":"ping"}\n\n') >= 3
-        with sdks.anthropic_client(served) as client:
-            events = list(create(client, "hello", stream=True))
-    assert "".join(event.delta.text for event in events if event.type == "content_block_delta") == "You said: hello"

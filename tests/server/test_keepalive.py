@@ -1,4 +1,4 @@
-"""Silent streams: a comment now and then, which both families' clients pass over or never get."""
+"""Silent streams: a comment or event now and then, which the families' clients pass over or never get."""
 
 import asyncio
 from pathlib import Path
@@ -32,7 +32,7 @@ async def test_a_silent_stream_says_a_comment_and_a_busy_one_does_not() -> None:
     assert len(said) == told
 
 
-def test_both_families_read_a_stream_that_is_kept_alive(tmp_path: Path) -> None:
+def test_all_families_read_a_stream_that_is_kept_alive(tmp_path: Path) -> None:
     environment = {
         "QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MODEL__PAUSE": "0.3", "QWEN3VL_SERVER__KEEP_ALIVE": "0.1",
     }  # fmt: skip
@@ -51,3 +51,10 @@ def test_both_families_read_a_stream_that_is_kept_alive(tmp_path: Path) -> None:
         with sdks.google_client(served) as google:
             told = list(google.models.generate_content_stream(model="qwen3-vl", contents="hello"))
         assert "".join(each.text or "" for each in told) == "You said: hello"
+        said = httpx.post(
+            served.url + "/v1/messages", json=asked | {"max_tokens": 50}, headers={"x-api-key": served.key}, timeout=60
+        )
+        assert said.text.count('event: ping\ndata: {"type":"ping"}\n\n') >= 3
+        with sdks.anthropic_client(served) as other:
+            events: Any = list(other.messages.create(**asked, max_tokens=50))
+        assert "".join(each.delta.text for each in events if each.type == "content_block_delta") == "You said: hello"
