@@ -68,7 +68,7 @@ def _message(request: Request, content: list[Json], usage: Usage) -> Json:
         "id": f"msg_{request.id}",
         "type": "message",
         "role": "assistant",
-        "model": request.model,
+        "model": request.called,
         "content": content,
         "stop_reason": None,
         "stop_sequence": None,

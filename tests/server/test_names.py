@@ -93,3 +93,13 @@ async def test_a_key_that_is_not_for_the_model_is_not_for_its_other_names(house:
         assert (await client.get("/v1/models")).json()["data"] == []
         answer: httpx.Response = await client.post("/v1/chat/completions", json=chat("gpt-4o"))
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+async def test_the_third_wire_calls_it_so_too(house: House) -> None:
+    body = {"model": "gpt-4o", "max_tokens": 9, "messages": [{"role": "user", "content": "good day"}]}
+    async with house.client() as client:
+        answers = [await client.post("/v1/messages", json=body | {"temperature": 0}) for _ in range(2)]
+    assert [(each.json()["model"], each.headers["x-cache"]) for each in answers] == [
+        ("gpt-4o", "miss"),
+        ("gpt-4o", "hit"),
+    ]
