@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from qwen3vl_compat.accounts.money import parse_amount
+from qwen3vl_compat.settings_errors import fault_of
 
 PREFIX = "QWEN3VL_"
 
@@ -24,6 +25,8 @@ Limit = Annotated[int, Meta(ge=0, le=2**53)]
 Words = Annotated[str, Meta(max_length=200)]
 Seconds = Annotated[float, Meta(gt=0, le=7 * 86_400)]
 Positive = Annotated[int, Meta(ge=1)]
+Web = Annotated[str, Meta(pattern=r"^(https?://\S+)?$", description="an address as https://host.example.org/path")]
+Redis = Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$", description="an address as redis://host:6379/0")]
 
 
 class SettingsError(Exception):
@@ -195,12 +198,12 @@ class FileSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Uploaded files: where they lie, how much a tenant may keep and for how long, in bytes and seconds."""
 
     enabled: bool = True
-    store: Annotated[str, Meta(pattern=r"^(s3://[^/\s]+(/\S*)?)?$")] = ""
+    store: Annotated[str, Meta(pattern=r"^(s3://[^/\s]+(/\S*)?)?$", description="a place as s3://bucket/prefix")] = ""
     """s3://bucket/prefix, with credentials from the usual AWS_* variables; empty is a folder in the state folder."""
-    s3_endpoint: Annotated[str, Meta(pattern=r"^(https?://\S+)?$")] = ""
+    s3_endpoint: Web = ""
     """Another service than Amazon's that speaks S3, as https://storage.example.org."""
     s3_region: str = ""
-    public_url: Annotated[str, Meta(pattern=r"^(https?://\S+)?$")] = ""
+    public_url: Web = ""
     """How clients reach this server, as https://api.example.org; empty is what their requests' Host says."""
     types: tuple[Literal["jpeg", "png", "webp", "gif", "mp4", "webm", "pdf"], ...] = (
         "jpeg",
@@ -272,7 +275,10 @@ def budgets_of(text: str) -> tuple[tuple[int, Literal["day", "month"]], ...]:
         amount, _, period = part.partition("/")
         if period not in ("day", "month") or period in [each for _, each in found]:
             raise ValueError(f"budget: '{text[:80]}' is no budget as 0.50/day;5.00/month")
-        found.append((parse_amount(amount.strip()), period))
+        try:
+            found.append((parse_amount(amount.strip()), period))
+        except ValueError as error:
+            raise ValueError(f"budget: {error}") from None
     return tuple(found)
 
 
@@ -281,7 +287,7 @@ class LimitSettings(Quotas, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     ip: Words = ""
     """Requests from one address to any path that takes a key, as `600/minute`."""
-    redis: Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
+    redis: Redis = ""
     """Where several processes count together, a database of its own; without it each takes its share of every limit."""
     redis_wait: Annotated[float, Meta(gt=0, le=1)] = 0.05
     """Seconds that a request waits for Redis at most."""
@@ -294,11 +300,13 @@ class LimitSettings(Quotas, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The database of accounts, and how firmly it is written."""
 
-    url: Annotated[str, Meta(pattern=r"^(postgresql://\S+)?$")] = ""
+    url: Annotated[
+        str, Meta(pattern=r"^(postgresql://\S+)?$", description="an address as postgresql://user:password@host/name")
+    ] = ""
     """postgresql://user:password@host/name; empty is an SQLite file in the state folder."""
     synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     """Of SQLite: NORMAL survives the death of the process, FULL also of the machine."""
-    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$")] = "USD"
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}$", description="three capital letters, as USD")] = "USD"
     """ISO 4217 code of all money; fixed once the database is made."""
     lease: Annotated[float, Meta(ge=0.5, le=300)] = 10
     """A process that has not been heard of for this long is dead, and what it had open is settled by others."""
@@ -313,7 +321,7 @@ class CacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     memory: Annotated[float, Meta(ge=0)] = 64
     """MiB in this process; 0 keeps none."""
-    redis: Annotated[str, Meta(pattern=r"^((rediss?|unix)://\S+)?$")] = ""
+    redis: Redis = ""
     """Where several processes keep them together; may be the one of `limits`."""
     redis_wait: Annotated[float, Meta(gt=0, le=1)] = 0.05
     """Seconds that a request waits for Redis at most."""
@@ -337,18 +345,26 @@ class ModerationTerms(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Names of moderators that do not look."""
 
 
-class ModeratorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ModeratorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One moderator: a list of words, or a service that speaks OpenAI's `/v1/moderations`."""
 
     kind: Literal["words", "service"]
-    name: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,39})?$")] = ""
+    name: Annotated[
+        str,
+        Meta(
+            pattern=r"^([a-z0-9][a-z0-9_-]{0,39})?$",
+            description="1 to 40 of a-z, 0-9, - and _, beginning with a letter or digit",
+        ),
+    ] = ""
     """What the ledger calls it; empty is its kind."""
-    stages: tuple[Stage, ...] = ("before", "during")
+    stages: Annotated[
+        tuple[Stage, ...], Meta(min_length=1, description=f"a list of one or more of {', '.join(STAGES)}")
+    ] = ("before", "during")
     words: dict[str, tuple[str, ...]] = {}
     """Words and phrases by category; `bomb*` is every word that begins so."""
     file: str = ""
     """More of them, one a line, each below its `[category]`."""
-    url: Annotated[str, Meta(pattern=r"^(https?://\S+)?$")] = ""
+    url: Web = ""
     """Of a service, as https://api.openai.com/v1/moderations."""
     key: str = ""
     """Its key, or in `key_variable` the name of the variable of the environment that holds it."""
@@ -359,8 +375,31 @@ class ModeratorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields
     pictures: Annotated[int, Meta(ge=0, le=100)] = 0
     """Pictures in one question; 0: it is not shown any."""
 
+    def __post_init__(self) -> None:
+        given = msgspec.to_builtins(self)  # defaults are left out
+        for kind, own in _OWN.items():
+            for name in own:
+                if kind != self.kind and name in given:
+                    raise ValueError(f"{name}: means nothing to a moderator of kind {self.kind}")
+        if self.key and self.key_variable:
+            raise ValueError("key: means nothing beside key_variable")
+        if self.pictures and "before" not in self.stages:
+            raise ValueError("pictures: are shown only to a moderator that looks before")
+
+    @property
+    def called(self) -> str:
+        """Its name, or its kind where it has none."""
+        return self.name or self.kind
+
     def __repr__(self) -> str:
-        return f"ModeratorSettings({self.name or self.kind})"  # its key is nobody's business
+        return f"ModeratorSettings({self.called})"  # its key is nobody's business
+
+
+_OWN = {
+    "words": ("words", "file"),
+    "service": ("url", "key", "key_variable", "model", "timeout", "pictures"),
+}
+"""What only moderators of a kind have."""
 
 
 class ModerationSettings(ModerationTerms, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -373,6 +412,21 @@ class ModerationSettings(ModerationTerms, frozen=True, kw_only=True, forbid_unkn
     """New characters for which it is asked; as many are held back behind those it has passed."""
     frames: Annotated[int, Meta(ge=1, le=1000)] = 8
     """Frames that it is shown of a video, evenly spread."""
+
+    def __post_init__(self) -> None:
+        for name in self.off:
+            if name not in self.names:
+                raise ValueError(f"off: {no_moderator(name, self.names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What its moderators are called."""
+        return tuple(each.called for each in self.moderators)
+
+
+def no_moderator(name: str, names: Sequence[str]) -> str:
+    """That nobody is called so, and who there is."""
+    return f"there is no moderator {name[:40]!r}; there are {', '.join(names) or 'none'}"
 
 
 class LogSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -417,7 +471,7 @@ def load_settings(
     try:
         return msgspec.convert(tables, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"The settings cannot be used: {str(error).replace('`', '')}.") from None
+        raise SettingsError(f"The settings cannot be used: {fault_of(error, Settings).rstrip('.')}.") from None
 
 
 def _listed(table: str, field: str, value: str) -> str | list[str]:

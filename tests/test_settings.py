@@ -1,8 +1,12 @@
 """Flag before variable before file before default; a name that does not exist ends the start."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from msgspec import inspect
 
 from qwen3vl_compat.settings import Settings, SettingsError, load_settings
 
@@ -56,6 +60,106 @@ def test_a_mistake_ends_the_start(tmp_path: Path, environment: dict[str, str], t
         config.write_text(text)
     with pytest.raises(SettingsError, match=said):
         load_settings(config, environment=environment)
+
+
+KNOWN = "there is no such setting; there are "
+LIST = '[[moderation.moderators]]\nkind = "words"\n'
+SERVICE = '[[moderation.moderators]]\nkind = "service"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[sever]", f"sever: {KNOWN}server, model, media, files, limits, ledger, cache, moderation, log"),
+        ("[log]\nlvl = 1", f"log.lvl: {KNOWN}level"),
+        ("[server]\nport = 70000", "server.port: expected int <= 65535"),
+        ("[server]\ngrace = 'long'", "server.grace: expected float, got str"),
+        ("[media]\nports = [80, 'x']", "media.ports (number 2): expected int, got str"),
+        ("[media]\nallow_networks = ['x']", "media.allow_networks: x is no network as 10.0.0.0/8"),
+        ("[ledger]\nsynchronous = 'fast'", "ledger.synchronous: must be one of FULL, NORMAL, not 'fast'"),
+        ("[ledger]\ncurrency = 'usd'", "ledger.currency: must be three capital letters, as USD"),
+        ("[ledger]\nurl = 'mysql://me:secret@x'", "ledger.url: must be an address as postgresql://"),
+        ("[limits]\nbudget = 'x/day'", "limits.budget: An amount of money is a number as 5.00"),
+        ("[limits]\nredis = 'http://me:secret@x'", "limits.redis: must be an address as redis://host:6379/0"),
+        ("[files]\nstore = 'x'", "files.store: must be a place as s3://bucket/prefix"),
+        ("[files]\npublic_url = 'x'", "files.public_url: must be an address as https://host.example.org/path"),
+        ("[moderation]\non_failure = 'shut'", "moderation.on_failure: must be one of closed, flag, open, not 'shut'"),
+        ("[moderation]\noff = ['words']", "moderation.off: there is no moderator 'words'; there are none"),
+        (
+            f"moderation.off = ['svc']\n{LIST}{SERVICE}",
+            "moderation.off: there is no moderator 'svc'; there are words, service",
+        ),
+        ("[[moderation.moderators]]", "moderation.moderators.kind (number 1): must be given: one of service, words"),
+        (
+            "[[moderation.moderators]]\nkind = 'word'",
+            "moderation.moderators.kind (number 1): must be one of service, words, not 'word'",
+        ),
+        (
+            f"{LIST}{LIST}stages = ['befor']",
+            "moderation.moderators.stages (number 2): must be one of after, before, during, not 'befor'",
+        ),
+        (
+            f"{LIST}stages = []",
+            "moderation.moderators.stages (number 1): must be a list of one or more of before, during, after",
+        ),
+        (f"{LIST}name = 'X'", "moderation.moderators.name (number 1): must be 1 to 40 of a-z, 0-9, - and _"),
+        (f"{LIST}words = {{ a = 'x' }}", "moderation.moderators.words (number 1): expected array, got str"),
+    ],
+)
+def test_a_mistake_is_told_by_the_settings_name_with_what_may_stand_there(tmp_path: Path, text: str, said: str) -> None:
+    config = tmp_path / "q.toml"
+    config.write_text(text)
+    with pytest.raises(SettingsError) as refused:
+        load_settings(config, environment={})
+    assert str(refused.value).startswith(f"The settings cannot be used: {said}")
+    assert "secret" not in str(refused.value)
+    assert "$" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("moderator", "without_effect"),
+    [
+        *((f"{LIST}{field}", field) for field in (
+            "url = 'https://x'", "key = 'k'", "key_variable = 'K'", "model = 'm'", "timeout = 1", "pictures = 1",
+        )),
+        (f"{SERVICE}words = {{ a = ['x'] }}", "words"),
+        (f"{SERVICE}file = 'x'", "file"),
+        (f"{SERVICE}key = 'secret'\nkey_variable = 'K'", "key"),
+        (f"{SERVICE}stages = ['during']\npictures = 1", "pictures"),
+    ],
+)  # fmt: skip
+def test_a_moderator_takes_nothing_that_has_no_effect(tmp_path: Path, moderator: str, without_effect: str) -> None:
+    config = tmp_path / "q.toml"
+    config.write_text(moderator)
+    name = without_effect.partition(" ")[0]
+    with pytest.raises(SettingsError, match=rf"moderation\.moderators\.{name} \(number 1\): ") as refused:
+        load_settings(config, environment={})
+    assert "secret" not in str(refused.value)
+
+
+def patterns(node: Any, path: str, described: bool = False) -> Iterator[tuple[str, bool]]:
+    """Each setting that has to match a pattern, and whether that is said in words."""
+    if isinstance(node, inspect.Metadata):
+        yield from patterns(node.type, path, "description" in (node.extra_json_schema or {}))
+    elif isinstance(node, inspect.StructType):
+        for field in node.fields:
+            yield from patterns(field.type, f"{path}.{field.name}")
+    elif isinstance(node, inspect.VarTupleType):
+        yield from patterns(node.item_type, path)
+    elif isinstance(node, inspect.StrType) and node.pattern:
+        yield path, described
+
+
+def test_every_pattern_is_described_in_words() -> None:
+    found = dict(patterns(inspect.type_info(Settings), ""))
+    assert len(found) >= 9
+    assert [path for path, described in found.items() if not described] == []
+
+
+def test_settings_travel_to_a_front() -> None:
+    moderators = [{"kind": "words", "words": {"a": ["x"]}}, {"kind": "service", "url": "https://x", "pictures": 2}]
+    settings = msgspec.convert({"moderation": {"moderators": moderators, "off": ["service"]}}, Settings)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(settings), type=Settings) == settings
 
 
 def test_a_named_file_must_exist(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.accounts.terms import Unfit
+from qwen3vl_compat.settings_errors import expected_of
 
 T = TypeVar("T", bound=Struct)
 Differences = dict[str, Any]
@@ -33,23 +34,28 @@ def checked(path: str, form: type[Struct], own: Mapping[str, Any], *, strict: bo
     for name, value in own.items():
         if name not in form.__struct_fields__:
             known = ", ".join(form.__struct_fields__)
-            raise Unfit(f"{path}.{_shown(name)}", f"there is no such limit; there are {known}")
+            raise Unfit(f"{path}.{_shown(name)}", f"there is no such setting; there are {known}")
         try:
             found[name] = getattr(msgspec.convert({name: value}, form, strict=strict), name)
         except msgspec.ValidationError as error:
             _, own_words, why = str(error).partition(f"{name}: ")
-            raise Unfit(f"{path}.{name}", why if own_words else f"cannot be {_shown(value)}") from None
+            expected = expected_of(form, name)
+            said = f"cannot be {_shown(value)}" + (f"; it must be {expected}" if expected else "")
+            raise Unfit(f"{path}.{name}", why if own_words else said) from None
     return msgspec.json.decode(msgspec.json.encode(found))
 
 
 def reworded(path: str, form: type[Struct], own: Differences, wishes: Mapping[str, str]) -> Differences:
-    """The differences after what the command line says: an empty text takes one back, `none` lifts a limit."""
+    """The differences after what the command line says: an empty text takes one back, `none` lifts a limit.
+
+    Of a list that is usually empty `none` is none of its names.
+    """
     changed = dict(own)
     for name, text in wishes.items():
         usual = getattr(form(), name, None)
         changed.pop(name, None)
         if text == "none":
-            changed[name] = "" if isinstance(usual, str) else None
+            changed[name] = usual if usual in ("", ()) else None
         elif text:
             changed[name] = [part.strip() for part in text.split(",")] if isinstance(usual, tuple) else text
     return checked(path, form, changed, strict=False)
