@@ -55,7 +55,7 @@ def _command(commands: Commands, name: str, text: str, run: Run) -> argparse.Arg
 
 def _accounts(options: argparse.Namespace) -> Accounts:
     settings = settings_of(options)
-    return open_accounts(database_of(settings), settings)
+    return open_accounts(database_of(settings), settings, served=False)
 
 
 # --------------------------------------------------------------------------------------------------------------- keys
@@ -187,7 +187,7 @@ def _add_tenants(commands: Commands) -> None:
     make = _command(commands, "create", "make a tenant", _create_tenant)
     make.add_argument("--name", default="", help="its name, for people")
     _command(commands, "list", "show all tenants", _list_tenants)
-    differ = _command(commands, "set", "name a tenant anew, or give it limits of its own", _set_tenant)
+    differ = _command(commands, "set", "name a tenant anew, or give it settings of its own", _set_tenant)
     show = _command(commands, "show", "show a tenant and where it differs", _show_tenant)
     suspend = _command(commands, "suspend", "refuse what its keys ask for, within 5 seconds", _suspend_tenant)
     activate = _command(commands, "activate", "serve them again", _activate_tenant)
@@ -196,7 +196,12 @@ def _add_tenants(commands: Commands) -> None:
     differ.add_argument("wishes", nargs="+", metavar="NAME=VALUE", help=_WISHES)
 
 
-_WISHES = "name, limits.NAME, media.NAME or moderation.NAME; an empty value takes a limit back, none lifts it"
+_WISHES = (
+    "name, limits.NAME and media.NAME as in the settings (a wrong NAME is answered with all there are), "
+    "moderation.on_failure (closed, open or flag: what becomes of a request when a moderator cannot be asked), "
+    "moderation.off (names of moderators that do not look, between commas); an empty value takes a setting back, "
+    "none lifts a limit and has all moderators look"
+)
 
 
 def _create_tenant(options: argparse.Namespace) -> None:
@@ -213,7 +218,7 @@ def _list_tenants(options: argparse.Namespace) -> None:
         (tenant.id, tenant.status, day_of(tenant.created_at), _told(_differences(tenant)), tenant.name)
         for tenant in _accounts(options).tenants.list()
     ]
-    print_table(("TENANT", "STATE", "SINCE", "OWN LIMITS", "NAME"), rows)
+    print_table(("TENANT", "STATE", "SINCE", "OWN SETTINGS", "NAME"), rows)
 
 
 def _show_tenant(options: argparse.Namespace) -> None:
@@ -228,6 +233,8 @@ def _set_tenant(options: argparse.Namespace) -> None:
             raise ValueError(f"What is set is given as NAME=VALUE; {wish!r} is not.")
         wishes[name] = value
     _print_tenant(_accounts(options).tenants.reword(options.tenant, wishes))
+    if wishes.get("moderation.off", "none") not in ("", "none") and not settings_of(options).moderation.moderators:
+        print("Unchecked: the settings here name no moderators; --config takes the server's.", file=sys.stderr)
 
 
 def _suspend_tenant(options: argparse.Namespace) -> None:
@@ -244,7 +251,7 @@ def _print_tenant(tenant: Tenant) -> None:
     for name, value in own.items():
         print(f"{name}={_value(value)}")
     if not own:
-        print("It has no limits of its own.")
+        print("It has no limits, bounds on media or terms of moderation of its own.")
 
 
 def _differences(tenant: Tenant) -> dict[str, Any]:

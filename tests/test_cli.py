@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -14,7 +15,7 @@ from qwen3vl_compat.accounts.books import Accounts, open_accounts
 from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.accounts.sqlite import FILE
-from qwen3vl_compat.settings import Quotas, Settings
+from qwen3vl_compat.settings import ModerationTerms, OnFailure, Quotas, Settings
 
 Run = Callable[..., str]
 
@@ -196,6 +197,8 @@ def test_keys_are_listed_in_an_aligned_table(run: Run, accounts: Accounts) -> No
         ("tenants set acme limits.tokens", "NAME=VALUE", 1),
         ("tenants set acme limits.rpm=5", "limits.rpm: a tenant has no such setting", 1),
         ("tenants set acme limits.tokens=x", "limits.tokens: cannot be", 1),
+        ("tenants set acme moderation.on_failure=shut", "it must be one of closed, flag, open", 1),
+        ("tenants set acme moderation.on=words", "there are name, limits.requests", 1),
         ("tenants set nobody limits.tokens=1", "There is no tenant", 1),
         ("prices set m --text-in 1", "--out", 2),
         ("prices set m --text-in 1 --out x", "out: An amount of money", 1),
@@ -232,6 +235,31 @@ def test_a_tenants_limits_are_set_shown_and_taken_back(run: Run, accounts: Accou
     assert (tenant.name, "requests" in tenant.limits) == ("New name", False)
     assert "media.types=png,gif" in run("tenants", "show", "acme")
     assert [entry.action for entry in accounts.audit.list()] == ["tenant.change", "tenant.change", "tenant.create"]
+
+
+def test_a_tenants_moderators_are_those_of_the_settings(
+    run: Run, refused: Run, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the server's settings it is not known who moderates, and said so."""
+    cli.main(["tenants", "set", "acme", "moderation.off=openai", "--state-dir", str(state)])
+    said = capsys.readouterr()
+    assert "moderation.off=openai" in said.out
+    assert "the settings here name no moderators" in said.err
+    cli.main(["tenants", "set", "acme", "moderation.off=", "moderation.on_failure=flag", "--state-dir", str(state)])
+    assert capsys.readouterr().err == ""
+    (state / "qwen3vl.toml").write_text('[[moderation.moderators]]\nkind = "words"\nwords = { a = ["x"] }\n')
+    assert "there is no moderator 'openai'; there are words" in refused(
+        "tenants", "set", "acme", "moderation.off=openai"
+    )
+    assert "moderation.off=words" in run("tenants", "set", "acme", "moderation.off=words")
+
+
+def test_help_tells_what_can_be_set_of_moderation(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["tenants", "set", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name in (*ModerationTerms.__struct_fields__, *get_args(OnFailure)):
+        assert name in told
 
 
 def test_a_tenant_is_suspended_and_activated(run: Run, accounts: Accounts) -> None:

@@ -105,15 +105,19 @@ async def _found(remembered: bool, read: Callable[[], T]) -> T:
         raise
 
 
-def open_accounts(database: Engine, settings: Settings) -> Accounts:
-    """The accounts in a database that is open."""
+def open_accounts(database: Engine, settings: Settings, *, served: bool = True) -> Accounts:
+    """The accounts in a database that is open.
+
+    Unless these are the settings `served`, there may be moderators although they name none.
+    """
+    moderators = settings.moderation.names
     usual = Quotas(**{name: getattr(settings.limits, name) for name in Quotas.__struct_fields__})
     return Accounts(
         database=database,
         usual=usual,
         usual_moderation=settings.moderation,
         keys=Keys(database, usual=usual),
-        tenants=Tenants(database),
+        tenants=Tenants(database, moderators=moderators if served else moderators or None),
         media=TenantLimits(database, settings.media),
         prices=Prices(database),
         audit=Audit(database),

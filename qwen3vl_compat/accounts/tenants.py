@@ -3,7 +3,7 @@
 import builtins
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, TypedDict, Unpack, cast
 
@@ -18,7 +18,7 @@ from qwen3vl_compat.accounts.differences import Differences
 from qwen3vl_compat.accounts.recent import CACHE_S, Recent
 from qwen3vl_compat.accounts.tables import tenants
 from qwen3vl_compat.accounts.terms import Unfit, check_line
-from qwen3vl_compat.settings import MediaLimits, ModerationTerms, Quotas
+from qwen3vl_compat.settings import MediaLimits, ModerationTerms, Quotas, no_moderator
 
 Status = Literal["active", "suspended"]
 FORMS: Mapping[str, type[Struct]] = {"limits": Quotas, "media": MediaLimits, "moderation": ModerationTerms}
@@ -91,15 +91,18 @@ class Tenants:
     What is changed here holds for requests within CACHE_S, in this process as in others.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives seconds since 1970."""
-        self._engine, self._writer, self._clock = engine, writing(engine), clock
+    def __init__(
+        self, engine: Engine, clock: Callable[[], float] = time.time, moderators: Sequence[str] | None = None
+    ) -> None:
+        """`clock` gives seconds since 1970; `moderators` are the names there are, None where that is not known."""
+        self._engine, self._writer, self._clock, self._moderators = engine, writing(engine), clock, moderators
         self._recent: Recent[Tenant] = Recent(keep_s=CACHE_S)
 
     def create(self, tenant: str, *, actor: str = COMMAND_LINE, **terms: Unpack[TenantTerms]) -> Tenant:
         """Make a tenant. Raises TenantExists, or Unfit."""
         values: dict[str, Any] = {"name": "", **_checked(terms)}
         made = Tenant(id=tenant, created_at=self._now_ms(), **values)
+        self._check_off({}, made.moderation)
         with self._writer.begin() as connection:
             if not add(connection, made, actor):
                 raise TenantExists(f"id: there is a tenant {tenant!r} already")
@@ -148,11 +151,18 @@ class Tenants:
                 name: value for name, value in _checked(terms_of(found)).items() if value != getattr(found, name)
             }
             if changed:
+                self._check_off(found.moderation, changed.get("moderation", {}))
                 connection.execute(update(tenants).where(tenants.c.id == tenant).values(_columns(changed)))
                 at = self._now_ms()
                 append(connection, Note(at=at, actor=actor, action="tenant.change", object=tenant, details=changed))
         self._recent.forget(tenant)
         return msgspec.structs.replace(found, **changed)
+
+    def _check_off(self, before: Differences, after: Differences) -> None:
+        """Refuse the name of no moderator; one that stands there already may have been one's, and harms nobody."""
+        for name in after.get("off", ()):
+            if self._moderators is not None and name not in (*self._moderators, *before.get("off", ())):
+                raise Unfit("moderation.off", no_moderator(name, self._moderators))
 
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)

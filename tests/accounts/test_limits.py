@@ -8,7 +8,14 @@ from qwen3vl_compat.accounts.keys import Keys, UnknownTenant
 from qwen3vl_compat.accounts.limits import TenantLimits
 from qwen3vl_compat.accounts.tenants import Tenants
 from qwen3vl_compat.accounts.terms import Unfit
-from qwen3vl_compat.settings import LimitSettings, MediaSettings, ModerationSettings, Quotas, Settings
+from qwen3vl_compat.settings import (
+    LimitSettings,
+    MediaSettings,
+    ModerationSettings,
+    ModeratorSettings,
+    Quotas,
+    Settings,
+)
 
 from .conftest import Clock
 
@@ -122,9 +129,11 @@ def test_there_must_be_such_a_tenant(tenants: Tenants) -> None:
         tenants.get("no body")
 
 
+TWO = tuple(ModeratorSettings(kind="words", name=name) for name in ("one", "two"))
+
+
 async def test_a_tenants_terms_of_moderation_differ_and_are_remembered(engine: Engine) -> None:
-    settings = Settings(moderation=ModerationSettings(on_failure="open"))
-    accounts = open_accounts(engine, settings)
+    accounts = open_accounts(engine, Settings(moderation=ModerationSettings(on_failure="open", moderators=TWO)))
     accounts.tenants.create("acme")
     accounts.tenants.reword("acme", {"moderation.on_failure": "flag", "moderation.off": "one, two"})
     assert accounts.remembered_moderation("acme") is None
@@ -132,7 +141,33 @@ async def test_a_tenants_terms_of_moderation_differ_and_are_remembered(engine: E
     assert (terms.on_failure, terms.off) == ("flag", ("one", "two"))
     assert accounts.remembered_moderation("acme") == terms
     assert (await accounts.moderation("nobody")).on_failure == "open"
-    for name, value in (("on_failure", "maybe"), ("unknown", "x")):
-        with pytest.raises(Unfit, match=f"moderation.{name}"):
+    for name, value, said in (
+        ("on_failure", "maybe", "cannot be maybe; it must be one of closed, flag, open"),
+        ("on_failure", "none", "cannot be None; it must be one of closed, flag, open"),
+        ("unknown", "x", "a tenant has no such setting of its own"),
+    ):
+        with pytest.raises(Unfit, match=f"moderation.{name}: {said}"):
             accounts.tenants.reword("acme", {f"moderation.{name}": value})
+    assert accounts.tenants.reword("acme", {"moderation.off": "none"}).moderation == {"on_failure": "flag", "off": []}
     assert accounts.tenants.reword("acme", {"moderation.on_failure": "", "moderation.off": ""}).moderation == {}
+
+
+def test_only_moderators_that_there_are_can_be_off(engine: Engine) -> None:
+    settings = Settings(moderation=ModerationSettings(moderators=TWO))
+    tenants = open_accounts(engine, settings).tenants
+    refused = "moderation.off: there is no moderator 'three'; there are one, two"
+    with pytest.raises(Unfit, match=refused):
+        tenants.create("acme", moderation={"off": ["three"]})
+    tenants.create("acme", moderation={"off": ["one"]})
+    with pytest.raises(Unfit, match=refused):
+        tenants.change("acme", moderation={"off": ["one", "three"]})
+    with pytest.raises(Unfit, match=refused):
+        tenants.reword("acme", {"moderation.off": "three"})
+    nobody = open_accounts(engine, Settings()).tenants
+    with pytest.raises(Unfit, match="there is no moderator 'two'; there are none"):
+        nobody.change("acme", moderation={"off": ["two"]})
+    nobody.change("acme", moderation={"off": ["one"], "on_failure": "open"})  # the settings were other ones then
+    unsure = open_accounts(engine, Settings(), served=False).tenants
+    assert unsure.reword("acme", {"moderation.off": "three"}).moderation["off"] == ["three"]
+    with pytest.raises(Unfit, match="there is no moderator 'four'"):
+        open_accounts(engine, settings, served=False).tenants.reword("acme", {"moderation.off": "four"})

@@ -394,7 +394,7 @@ def test_a_tenants_terms_are_set_and_shown(asking: Served) -> None:
     headers = {"authorization": f"Bearer {asking.admin_key}"}
     url = asking.url + "/admin/tenants/free"
     assert httpx.get(url, headers=headers).json()["moderation"] == {"off": ["near", "far"]}
-    for wrong in ({"on_failure": "maybe"}, {"unknown": 1}, {"off": "near"}):
+    for wrong in ({"on_failure": "maybe"}, {"unknown": 1}, {"off": "near"}, {"off": ["nobody"]}):
         refused = httpx.patch(url, json={"moderation": wrong}, headers=headers)
         assert refused.status_code == 400
         assert refused.json()["error"]["param"].startswith("moderation.")
