@@ -4,8 +4,8 @@
 `stream` at answers while they are made.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol
 
 from msgspec import Struct
 
@@ -22,6 +22,22 @@ class Verdict(Struct, frozen=True):
 
 NOTHING = Verdict()
 """No objection."""
+
+
+class Judged(Struct, frozen=True, array_like=True, tag="judged"):
+    """What came of one question to a moderator; `seconds` is how long a service was asked, None where none was."""
+
+    moderator: str
+    verdict: Literal["passed", "flagged", "failed"]
+    seconds: float | None = None
+
+
+Note = Callable[[Judged], None]
+"""Takes note of what came of a question."""
+
+
+def unnoted(judged: Judged) -> None:
+    """Where nobody counts."""
 
 
 class Unavailable(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from qwen3vl_compat.policies.moderation import NOTHING, Verdict
+from qwen3vl_compat.policies.moderation import NOTHING, Judged, Note, Verdict, unnoted
 from qwen3vl_compat.policies.moderation.spelling import pieces_of, words_of
 from qwen3vl_compat.settings import ModeratorSettings, SettingsError, Stage
 
@@ -42,9 +42,15 @@ class Words:
 
     pictures = 0
 
-    def __init__(self, lists: Lists, name: str = "words", stages: Sequence[Stage] = ("before", "during")) -> None:
+    def __init__(
+        self,
+        lists: Lists,
+        name: str = "words",
+        stages: Sequence[Stage] = ("before", "during"),
+        note: Note = unnoted,
+    ) -> None:
         """`lists` are words and phrases by category. SettingsError for one that cannot be looked for."""
-        self.name, self.stages = name, tuple(stages)
+        self.name, self.stages, self._note = name, tuple(stages), note
         phrases = [_phrase(entry, category) for category, entries in lists.items() for entry in entries]
         self._categories = tuple(lists)
         self._by_first: dict[str, list[_Phrase]] = {}
@@ -85,9 +91,15 @@ class Words:
         scores = {category: float(category in categories) for category in self._categories}
         return Verdict(bool(categories), tuple(categories), scores)
 
+    def note(self, flagged: bool) -> None:
+        """Take note of what came of a question, or of a text that was read to its end."""
+        self._note(Judged(self.name, "flagged" if flagged else "passed"))
+
     def passes(self, text: str) -> bool:
         """Whether a text holds nothing of it."""
-        return not self.found(words_of(text))
+        flagged = bool(self.found(words_of(text)))
+        self.note(flagged)
+        return not flagged
 
     async def look(self, texts: Sequence[str], pictures: Sequence[bytes]) -> Verdict:
         """What is in the texts, each by itself; pictures hold no words."""
@@ -96,7 +108,9 @@ class Words:
             hit = {category for text in texts for category in self.found(words_of(text))}
             return self.verdict([category for category in self._categories if category in hit])
 
-        return await asyncio.to_thread(seen) if sum(map(len, texts)) > LARGE else seen()
+        verdict = await asyncio.to_thread(seen) if sum(map(len, texts)) > LARGE else seen()
+        self.note(verdict.flagged)
+        return verdict
 
     async def close(self) -> None:
         """Nothing is open."""
@@ -123,13 +137,17 @@ class Reading:
     def push(self, text: str) -> Verdict:
         """Read on."""
         *whole, self._rest = pieces_of(self._rest + text)
-        return self._see(whole)
+        verdict = self._see(whole)
+        if verdict.flagged:
+            self._words.note(True)
+        return verdict
 
     async def finish(self) -> Verdict:
         """Read what is left: nothing comes after it."""
         rest, self._rest = self._rest, ""
         verdict = self._see([rest])
         self.safe = self.safe if verdict.flagged else self._read
+        self._words.note(verdict.flagged)
         return verdict
 
     async def close(self) -> None:
@@ -155,7 +173,7 @@ class Reading:
         return NOTHING
 
 
-def make_words(settings: ModeratorSettings) -> Words:
+def make_words(settings: ModeratorSettings, note: Note = unnoted) -> Words:
     """The moderator that an operator describes; SettingsError."""
     lists = {category: list(entries) for category, entries in settings.words.items()}
     for category, entry in _entries(settings.file):
@@ -164,7 +182,7 @@ def make_words(settings: ModeratorSettings) -> Words:
     try:
         if not any(lists.values()):
             raise ValueError("has no words")
-        return Words(lists, name, settings.stages)
+        return Words(lists, name, settings.stages, note)
     except ValueError as error:
         raise SettingsError(f"The moderator '{name}' cannot be used: {error}.") from None
 
@@ -173,10 +191,15 @@ def _entries(file: str) -> Iterator[tuple[str, str]]:
     """(Category, entry) for each line of a file; a line in brackets names the category of those below it."""
     if not file:
         return
+    path = Path(file).expanduser().absolute()
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"The file of words {file} cannot be read as UTF-8.") from None
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise SettingsError(f"The file of words {path} is not there.") from None
+    except OSError as error:
+        raise SettingsError(f"The file of words {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"The file of words {path} cannot be read as UTF-8.") from None
     category = "words"
     for line in filter(None, (line.strip() for line in lines)):
         if line.startswith("[") and line.endswith("]"):

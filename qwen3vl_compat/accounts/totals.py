@@ -12,7 +12,7 @@ from qwen3vl_compat.accounts.money import NANO, Counts
 _TOKENS = ("text_in", "vision_in", "cached_in", "out", "reasoning")
 
 
-class Over(Struct, frozen=True, array_like=True):
+class Over(Struct, frozen=True, array_like=True, tag="over"):
     """A request whose row has left `open`; `cost` is in nano-units."""
 
     tenant: str

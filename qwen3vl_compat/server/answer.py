@@ -14,7 +14,7 @@ from qwen3vl_compat.accounts.booking import Entry, Outcome
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.ledger import Ledger
 from qwen3vl_compat.accounts.replies import Replies
-from qwen3vl_compat.accounts.totals import Over, Totals
+from qwen3vl_compat.accounts.totals import Over
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
 from qwen3vl_compat.events import Completion, Event, Events, Finish, Started, Usage, fold
@@ -26,10 +26,12 @@ from qwen3vl_compat.policies.cache import Cache
 from qwen3vl_compat.policies.idempotency import NAME as IDEMPOTENCY
 from qwen3vl_compat.policies.idempotency import Idempotency
 from qwen3vl_compat.policies.limiting import Claim, make_limiter
+from qwen3vl_compat.policies.moderation import Judged
 from qwen3vl_compat.policies.moderation.policy import Moderators
 from qwen3vl_compat.policies.room import Room
 from qwen3vl_compat.server.body import Disconnected
 from qwen3vl_compat.server.exchange import Exchange
+from qwen3vl_compat.server.figures import Figures
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.freshness import freshness_of
 from qwen3vl_compat.server.keepalive import PING, kept_alive
@@ -61,7 +63,7 @@ class Service:
         self.repeats = Repeats(self)
         self.lifecycle = Lifecycle()
         self.room = Room(lambda: engine.occupancy)
-        self.totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
+        self.figures = Figures(settings)
         self.ledger = Ledger(
             accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait, closed=self._sum_up
         )
@@ -74,7 +76,11 @@ class Service:
         )
 
     def _sum_up(self, entry: Entry, outcome: Outcome) -> None:
-        self.totals.add(Over(entry.tenant, entry.model, outcome.state, entry.cache, outcome.counts, outcome.cost))
+        self.figures.add(Over(entry.tenant, entry.model, outcome.state, entry.cache, outcome.counts, outcome.cost))
+
+    def note(self, judged: Judged) -> None:
+        """Count what a moderator said."""
+        self.figures.add(judged)
 
     async def _used(self, claim: Claim, since: int) -> int:
         """What the ledger knows of a counter."""

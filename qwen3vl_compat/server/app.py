@@ -103,7 +103,7 @@ def build_service(
     )
     service.moderation = moderation = Moderators(
         settings.moderation,
-        make_moderators(settings.moderation),
+        make_moderators(settings.moderation, service.note),
         Terms(accounts.moderation, accounts.remembered_moderation),
         books,
         engine.vision,

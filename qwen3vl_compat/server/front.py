@@ -16,14 +16,14 @@ from sqlalchemy.exc import OperationalError
 from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import DatabaseUnusable
 from qwen3vl_compat.accounts.ledger import LedgerUnavailable
-from qwen3vl_compat.accounts.totals import Over, Totals
 from qwen3vl_compat.cli_options import database_of
 from qwen3vl_compat.engines import EngineUnusable
 from qwen3vl_compat.engines.remote import RemoteEngine
 from qwen3vl_compat.media.store import StoreUnusable
 from qwen3vl_compat.server.app import build_service
+from qwen3vl_compat.server.figures import Figures, Told
 from qwen3vl_compat.server.files import make_files
-from qwen3vl_compat.server.fronts import Closed, Refused, Serving, Words
+from qwen3vl_compat.server.fronts import Happened, Refused, Serving, Words
 from qwen3vl_compat.server.log import begin_log
 from qwen3vl_compat.server.run import serve_until
 from qwen3vl_compat.settings import Settings, SettingsError
@@ -35,18 +35,18 @@ _REFUSALS = (SettingsError, DatabaseUnusable, LedgerUnavailable, StoreUnusable, 
 """What an operator can put right."""
 
 
-class Reported(Totals):
-    """What this front has charged: kept by the process with the engine, which tells the sum of all fronts."""
+class Reported(Figures):
+    """What is told of this front: kept by the process with the engine, which tells the sum of all fronts."""
 
     def __init__(self, engine: RemoteEngine, settings: Settings) -> None:
-        super().__init__(settings.ledger.currency)
+        super().__init__(settings)
         self._engine, self._loop = engine, asyncio.get_running_loop()
-        self._unsaid: list[Over] = []
+        self._unsaid: list[Told] = []
 
-    def add(self, over: Over) -> None:
-        """Report it, with what else is closed in the same transaction."""
+    def add(self, told: Told) -> None:
+        """Report it, with what else happens meanwhile, as rows that are closed in the same transaction."""
         with self._lock:
-            self._unsaid.append(over)
+            self._unsaid.append(told)
             if len(self._unsaid) > 1:
                 return
         with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
@@ -54,8 +54,8 @@ class Reported(Totals):
 
     def _report(self) -> None:
         with self._lock:
-            rows, self._unsaid = self._unsaid, []
-        _say(self._engine, Closed(tuple(rows)))
+            told, self._unsaid = self._unsaid, []
+        _say(self._engine, Happened(tuple(told)))
 
     def collect(self) -> Iterator[Metric]:
         """Nothing: it is told with the engine's figures."""
@@ -69,7 +69,7 @@ def _say(engine: RemoteEngine, words: Words) -> None:
 async def _serve(settings: Settings, engine: RemoteEngine, listener: socket.socket) -> None:
     accounts = open_accounts(database_of(settings), settings)
     service = build_service(settings, engine, accounts, files=make_files(settings, accounts.database))
-    service.totals = Reported(engine, settings)
+    service.figures = Reported(engine, settings)
     await serve_until(service, listener, lambda: _say(engine, Serving()), engine.lost)
 
 

@@ -20,9 +20,9 @@ from msgspec import Struct
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from qwen3vl_compat.accounts.totals import Over, Totals
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.engines.host import Host
+from qwen3vl_compat.server.figures import Figures, Told
 from qwen3vl_compat.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,13 @@ class Refused(Struct, frozen=True, tag="refused"):
     text: str
 
 
-class Closed(Struct, frozen=True, tag="closed"):
-    """A front says that rows were closed."""
+class Happened(Struct, frozen=True, tag="happened"):
+    """A front says what its figures are made of."""
 
-    rows: tuple[Over, ...]
+    told: tuple[Told, ...]
 
 
-Words = Serving | Refused | Closed
+Words = Serving | Refused | Happened
 _words: msgspec.msgpack.Decoder[Words] = msgspec.msgpack.Decoder(Words)
 
 
@@ -60,7 +60,7 @@ class Fronts:
         """`address` is bound to where they listen, and does not listen itself."""
         self._settings, self._engine, self._address, self._started = settings, engine, address, started
         self._host = Host(engine, self._figures)
-        self._totals = Totals(settings.ledger.currency, by_tenant=settings.server.metrics_by_tenant)
+        self._told = Figures(settings)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._serving: set[int] = set()
         self._deaths = 0
@@ -147,9 +147,9 @@ class Fronts:
 
     def _hear(self, number: int, words: bytes) -> None:
         match _words.decode(words):
-            case Closed(rows):
-                for row in rows:
-                    self._totals.add(row)
+            case Happened(told):
+                for each in told:
+                    self._told.add(each)
             case Serving():
                 self._serving.add(number)
                 if len(self._serving) == self._settings.server.workers:
@@ -165,7 +165,7 @@ class Fronts:
         yield GaugeMetricFamily("qwen3vl_fronts", "Front processes that take requests", len(self._serving))
         yield GaugeMetricFamily("qwen3vl_engine_requests", "Requests the engine has from fronts", self._host.running)
         yield CounterMetricFamily("qwen3vl_front_deaths", "Front processes that had to be replaced", self._deaths)
-        yield from self._totals.collect()
+        yield from self._told.collect()
 
 
 def _beside(address: socket.socket) -> socket.socket:

@@ -38,9 +38,9 @@ class _Told:
 
 @get("/metrics")
 async def metrics(service: NamedDependency[Service]) -> Response[bytes]:
-    """The engine's figures, and what was charged, in Prometheus' text form."""
+    """The engine's figures, what was charged and what moderators said, in Prometheus' text form."""
     registry = CollectorRegistry(auto_describe=False)
-    told = _Told([*await service.engine.collect(), *service.totals.collect()])
+    told = _Told([*await service.engine.collect(), *service.figures.collect()])
     registry.register(told)  # pyright: ignore[reportArgumentType]
     form, _, _ = CONTENT_TYPE_LATEST.partition("; charset")  # which is added to it
     return Response(generate_latest(registry), media_type=form)

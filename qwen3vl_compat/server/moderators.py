@@ -9,7 +9,7 @@ from functools import cache
 import certifi
 import httpcore
 
-from qwen3vl_compat.policies.moderation import Moderator, Verdict
+from qwen3vl_compat.policies.moderation import Moderator, Note, Unavailable, Verdict, unnoted
 from qwen3vl_compat.policies.moderation.service import Service
 from qwen3vl_compat.policies.moderation.words import make_words
 from qwen3vl_compat.settings import ModerationSettings, ModeratorSettings, SettingsError
@@ -23,7 +23,7 @@ _BROKEN = (httpcore.RemoteProtocolError, httpcore.ReadError, httpcore.WriteError
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 /_-]{0,59}")
 
 
-class BadAnswer(Exception):
+class BadAnswer(Unavailable):
     """What a service answered is no verdict."""
 
 
@@ -50,7 +50,10 @@ class Questions:
             answer = await self._posted(body)
         except _BROKEN:  # most likely a connection that was closed while nobody used it
             answer = await self._posted(body)
-        results = moderations.decode_answer(answer)
+        try:
+            results = moderations.decode_answer(answer)
+        except ValueError:
+            raise BadAnswer("its answer is no verdict in OpenAI's form") from None
         names = dict.fromkeys(name for result in results for name in result.categories if _NAME.fullmatch(name))
         told = {name for result in results for name in result.scores}
         scores = {name: max(result.scores.get(name, 0.0) for result in results) for name in sorted(told)}
@@ -66,12 +69,12 @@ class Questions:
         headers = [("Host", _authority(self._url)), *self._headers, ("Content-Length", str(len(body)))]
         async with pool.stream("POST", self._url, headers=headers, content=body) as response:
             if response.status != 200:  # a redirect too: it would lead the key elsewhere
-                raise BadAnswer(f"status {response.status}")
+                raise BadAnswer(f"it answers with status {response.status}")
             answer = bytearray()
             async for piece in response.aiter_stream():
                 answer += piece
                 if len(answer) > MOST_BYTES:
-                    raise BadAnswer("too large")
+                    raise BadAnswer(f"its answer is larger than {MOST_BYTES} bytes")
             return bytes(answer)
 
     def _connections(self) -> httpcore.AsyncConnectionPool:
@@ -83,10 +86,10 @@ class Questions:
         return self._pool
 
 
-def make_moderators(settings: ModerationSettings) -> list[Moderator]:
+def make_moderators(settings: ModerationSettings, note: Note = unnoted) -> list[Moderator]:
     """All of them in their order; SettingsError."""
     made: list[Moderator] = [
-        make_words(each) if each.kind == "words" else _service(each) for each in settings.moderators
+        make_words(each, note) if each.kind == "words" else _service(each, note) for each in settings.moderators
     ]
     names = [each.name for each in made]
     for name in names:
@@ -95,7 +98,7 @@ def make_moderators(settings: ModerationSettings) -> list[Moderator]:
     return made
 
 
-def _service(settings: ModeratorSettings) -> Service:
+def _service(settings: ModeratorSettings, note: Note) -> Service:
     name, key = settings.name or "service", settings.key
     if not settings.url:
         raise SettingsError(f"The moderator '{name}' needs the url of its service.")
@@ -106,7 +109,7 @@ def _service(settings: ModeratorSettings) -> Service:
     if key and not (key.isascii() and key.isprintable()):
         raise SettingsError(f"The key of the moderator '{name}' holds characters that no header can.")
     questions = Questions(settings.url, key, settings.model)
-    return Service(settings, questions.ask, questions.close)
+    return Service(settings, questions.ask, questions.close, note=note)
 
 
 def _authority(url: httpcore.URL) -> str:

@@ -28,7 +28,9 @@ LONG = {"model": "qwen3-vl", "messages": [{"role": "user", "content": "count to 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Two fronts; the tests that take something from it come last."""
-    with serving(tmp_path_factory.mktemp("fronts"), "--workers", "2", environment=SCRIPTED) as server:
+    folder = tmp_path_factory.mktemp("fronts")
+    (folder / "q.toml").write_text('[[moderation.moderators]]\nkind = "words"\nwords = { a = ["xyzzy"] }\n')
+    with serving(folder, "--workers", "2", "--config", str(folder / "q.toml"), environment=SCRIPTED) as server:
         yield server
 
 
@@ -124,6 +126,8 @@ def test_both_sdks_through_both_fronts(served: Served) -> None:
         assert one == other
         name = 'qwen3vl_requests_total{cache="off",model="qwen3-vl",state="final"}'
         assert one[name] - before.get(name, 0) == 6
+        name = 'qwen3vl_moderation_verdicts_total{moderator="words",verdict="passed"}'
+        assert one[name] - before.get(name, 0) >= 12  # both fronts' questions and answers
         assert one["qwen3vl_fronts"] == 2
 
 

@@ -51,7 +51,7 @@ from qwen3vl_compat.policies import Generate
 from qwen3vl_compat.policies.bookkeeping import Bookkeeping
 from qwen3vl_compat.policies.limiting.local import LocalLimiter
 from qwen3vl_compat.policies.metering import Metering
-from qwen3vl_compat.policies.moderation import Moderator, Verdict
+from qwen3vl_compat.policies.moderation import Judged, Moderator, Verdict
 from qwen3vl_compat.policies.moderation.policy import Moderators, Terms
 from qwen3vl_compat.policies.moderation.service import MOST_FAILURES, PAUSE_S, Service
 from qwen3vl_compat.policies.moderation.words import Words
@@ -263,7 +263,8 @@ async def test_an_answer_that_cannot_be_looked_at_fails_and_costs_nothing(house:
 
 async def test_who_does_not_answer_is_left_alone_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
     now, outside = [0.0], Outside()
-    service = Service(ModeratorSettings(kind="service", name="svc"), outside, ticks=lambda: now[0])
+    noted: list[Judged] = []
+    service = Service(ModeratorSettings(kind="service", name="svc"), outside, ticks=lambda: now[0], note=noted.append)
     outside.fault = OSError("secret")
     for _ in range(MOST_FAILURES + 5):
         with pytest.raises(Exception, match=r"OSError|left alone"):
@@ -282,6 +283,26 @@ async def test_who_does_not_answer_is_left_alone_for_a_while(caplog: pytest.LogC
     assert len(outside.asked) == MOST_FAILURES + 2
     told = [record.message for record in caplog.records]
     assert told == ["the moderator 'svc' cannot be asked: OSError", "the moderator 'svc' answers again"]
+    asked, left = Judged("svc", "failed", 0.0), Judged("svc", "failed")
+    passed = Judged("svc", "passed", 0.0)
+    assert noted == [asked] * MOST_FAILURES + [left] * 6 + [passed] * 2
+
+
+async def test_it_is_noted_how_long_a_service_took(house: House) -> None:
+    now, noted = [0.0], list[Judged]()
+    service = Service(ModeratorSettings(kind="service"), house.outside, ticks=lambda: now[0], note=noted.append)
+    house.outside.open.clear()
+    asked = asyncio.create_task(service.look(["evil"], []))
+    await asyncio.sleep(0)
+    now[0] += 2.5
+    house.outside.open.set()
+    await asked
+    house.outside.open.clear()
+    given_up = asyncio.create_task(service.look(["x"], []))
+    await asyncio.sleep(0)
+    given_up.cancel()  # nothing came of it
+    await asyncio.wait({given_up})
+    assert noted == [Judged("service", "flagged", 2.5)]
 
 
 async def test_a_slow_one_is_not_waited_for(house: House) -> None:

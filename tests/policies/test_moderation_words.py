@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from qwen3vl_compat.policies.moderation import Judged
 from qwen3vl_compat.policies.moderation.spelling import words_of
-from qwen3vl_compat.policies.moderation.words import Words, make_words
+from qwen3vl_compat.policies.moderation.words import LARGE, Words, make_words
 from qwen3vl_compat.settings import ModeratorSettings, SettingsError
 
 LISTS = {"violence": ["kill them all", "Murder", "bomb*"], "fruit": ["apple", "杀人", "don't"]}
@@ -94,8 +95,37 @@ def test_a_file_holds_more_of_them(tmp_path: Path) -> None:
     assert [made.found(words_of(text)) for text in ("first", "Pick pocket", "stealing", "rob", "list")] == [
         ("words",), ("theft",), ("theft",), ("theft",), (),
     ]  # fmt: skip
-    with pytest.raises(SettingsError, match="cannot be read"):
-        make_words(ModeratorSettings(kind="words", file=str(tmp_path / "none")))
+
+
+async def test_each_text_is_noted_once_however_it_is_read() -> None:
+    noted: list[Judged] = []
+    words = Words({"a": ["kill them"]}, "mine", note=noted.append)
+    await words.look(["all", "well"], [])
+    await words.look(["x " * LARGE, "kill them"], [])
+    for pieces in (["all ", "is ", "well"], ["ki", "ll the", "m ", "all"], ["kill the"], ["kill them"]):
+        reading = words.follow()
+        for piece in pieces:
+            if reading.push(piece).flagged:
+                break
+        else:
+            await reading.finish()
+    left = words.follow()
+    left.push("of a text that nobody reads to its end nothing is said")
+    assert words.passes("well")
+    assert not words.passes("Kill them")
+    passed, flagged = Judged("mine", "passed"), Judged("mine", "flagged")
+    assert noted == [passed, flagged, passed, flagged, passed, flagged, passed, flagged]
+
+
+def test_a_file_that_cannot_be_used_is_told_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("prüde".encode("latin-1"))
+    for name, fault in (
+        ("none", "is not there"), (str(tmp_path), "cannot be read: Is a directory"), ("latin.txt", "read as UTF-8"),
+    ):  # fmt: skip
+        with pytest.raises(SettingsError, match=fault) as refused:
+            make_words(ModeratorSettings(kind="words", file=name))
+        assert str(tmp_path / name) in str(refused.value)
 
 
 def test_another_list_has_another_fingerprint() -> None:

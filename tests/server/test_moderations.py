@@ -118,6 +118,23 @@ async def test_it_is_an_endpoint_of_its_own(house: House) -> None:
         assert (await ask(house, {"input": "x"}, key)).status_code == status
 
 
+async def test_prometheus_is_told_of_verdicts_by_moderator(house: House) -> None:
+    async def told() -> dict[str, float]:
+        async with house.client(house.admin.secret_text) as client:
+            lines = (await client.get("/metrics")).text.splitlines()
+        found = (line.rpartition(" ") for line in lines if line.startswith("qwen3vl_moderation"))
+        return {name: float(value) for name, _, value in found}
+
+    before = await told()
+    await ask(house, {"input": ["fine", "murder", "well"]})
+    passed, flagged = (
+        f'qwen3vl_moderation_verdicts_total{{moderator="words",verdict="{verdict}"}}'
+        for verdict in ("passed", "flagged")
+    )
+    after = await told()
+    assert {name: after[name] - before.get(name, 0) for name in after} == {passed: 2, flagged: 1}
+
+
 async def test_a_tenants_own_terms_hold(house: House) -> None:
     house.accounts.tenants.create("free", moderation={"off": ["words"]})
     key = house.accounts.keys.create("free").secret_text

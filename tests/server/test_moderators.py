@@ -59,32 +59,47 @@ async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 @pytest.mark.parametrize(
-    "behave",
+    ("behave", "why"),
     [
-        hang,
-        trickle,
-        b"",
-        b"nonsense\r\n\r\n",
-        GOOD[:-5],
-        answer(b"{}", "500 Internal Server Error"),
-        answer(b"{}", "401 Unauthorized"),
-        answer(b"", "302 Found", "Location: http://127.0.0.1:1/"),
-        answer(b"not json"),
-        answer(b'{"results": []}'),
-        answer(b'{"results": [{"flagged": 1}]}'),
-        answer(b'{"results": "' + b"x" * MOST_BYTES + b'"}'),
+        (hang, "it takes too long"),
+        (trickle, "it takes too long"),
+        (b"", "RemoteProtocolError"),
+        (b"nonsense\r\n\r\n", "RemoteProtocolError"),
+        (GOOD[:-5], "RemoteProtocolError"),
+        (answer(b"{}", "500 Internal Server Error"), "it answers with status 500"),
+        (answer(b"{}", "401 Unauthorized"), "it answers with status 401"),
+        (answer(b"", "302 Found", "Location: http://127.0.0.1:1/"), "it answers with status 302"),
+        (answer(b"not json"), "its answer is no verdict in OpenAI's form"),
+        (answer(b'{"results": []}'), "its answer is no verdict in OpenAI's form"),
+        (answer(b'{"results": [{"flagged": 1}]}'), "its answer is no verdict in OpenAI's form"),
+        (answer(b'{"results": "' + b"x" * MOST_BYTES + b'"}'), f"its answer is larger than {MOST_BYTES} bytes"),
     ],
-    ids=lambda behave: getattr(behave, "__name__", None),
+    ids=lambda value: getattr(value, "__name__", None),
 )
-async def test_whatever_is_wrong_it_cannot_be_asked(behave: Behave | bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_whatever_is_wrong_it_cannot_be_asked(
+    behave: Behave | bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says where and why, once; keys are in the header, and may be in the URL."""
     caplog.set_level(logging.DEBUG, "qwen3vl_compat")
     async with serving(behave) as server:
+        url = server.url("/v1/moderations")
         with pytest.raises(Unavailable):
-            await asked(server.url())
+            await asked(f"{url.replace('//', f'//me:{KEY}@')}?key={KEY}")
     told = [record.message for record in caplog.records if record.name.startswith("qwen3vl_compat")]
-    assert len(told) == 1
-    assert told[0].startswith("the moderator 'service' cannot be asked: ")
-    assert KEY not in "".join(told)
+    assert told == [f"the moderator 'service' at {url} cannot be asked: {why}"]
+
+
+async def test_an_outage_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(answer(b"{}", "503 Service Unavailable")) as server:
+        described = ModeratorSettings(kind="service", url=server.url(), key=KEY)
+        (moderator,) = make_moderators(ModerationSettings(moderators=(described,)))
+        for _ in range(5):
+            with pytest.raises(Unavailable):
+                await moderator.look(["words"], [])
+        await moderator.close()
+    assert [record.message for record in caplog.records if "status 503" in record.message] == [
+        f"the moderator 'service' at {server.url()} cannot be asked: it answers with status 503"
+    ]
 
 
 async def test_nobody_is_there() -> None:

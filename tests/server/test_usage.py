@@ -411,7 +411,7 @@ def test_a_limit_of_zero_is_one() -> None:
 
 
 async def test_prometheus_is_told_what_was_charged(house: House) -> None:
-    house.service.totals.add(Over("acme", "qwen3-vl", "final", "off", Counts(text_in=3), NANO))
+    house.service.figures.add(Over("acme", "qwen3-vl", "final", "off", Counts(text_in=3), NANO))
     told = (await house.get("/metrics", house.admin)).text
     assert 'qwen3vl_request_tokens_total{kind="text_in",model="qwen3-vl",tenant="acme"} 3.0' in told
     assert 'qwen3vl_request_cost_total{currency="EUR",model="qwen3-vl",tenant="acme"} 1.0' in told
