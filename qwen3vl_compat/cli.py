@@ -81,7 +81,7 @@ def _serve(options: argparse.Namespace) -> None:
     settings = settings_of(options)
     begin_log(settings.log)
     listener = _bound(settings)
-    accounts = open_accounts(database_of(settings), settings)
+    accounts = open_accounts(database_of(settings, make=True), settings)
     engine = make_engine(settings)
     print(f"Loading {settings.model.path or 'the bundled model'} ...", flush=True)
 

@@ -26,10 +26,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     return load_settings(options.config, flags)
 
 
-def database_of(settings: Settings) -> Engine:
-    """The database that holds the accounts."""
+def database_of(settings: Settings, *, make: bool = False) -> Engine:
+    """The database that holds the accounts. Only the server may `make` it: a command that did would hide a mistake."""
     folder = Path(settings.server.state_dir).expanduser()
-    return open_database(folder, settings.ledger)
+    return open_database(folder, settings.ledger, make=make)
 
 
 def parse_span(text: str) -> int:

@@ -211,6 +211,34 @@ def test_a_mistake_is_one_sentence(refused: Run, accounts: Accounts, words: str,
     assert accounts.audit.list() == before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "keys create", "keys list", "keys set AAAAAAAAAAAA --label x", "keys rotate AAAAAAAAAAAA --grace 1h",
+        "keys revoke AAAAAAAAAAAA", "tenants create acme", "tenants list", "tenants set acme name=x",
+        "tenants show acme", "tenants suspend acme", "tenants activate acme", "prices list",
+        "prices set m --text-in 1 --out 1", "audit list", "usage",
+    ],
+)  # fmt: skip
+def test_no_command_makes_an_installation(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "none" / "at all", tmp_path / "empty"):
+        with pytest.raises(SystemExit, match="1"):
+            cli.main([*words.split(), "--state-dir", str(folder)])
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err == (
+            f"qwen3vl-compat: There are no accounts here: {folder / FILE} is not there. Name the server's own "
+            "--state-dir or --config; a new installation is made by the first start of `qwen3vl-compat serve`.\n"
+        )
+    assert [path.name for path in tmp_path.rglob("*")] == ["empty"]
+
+
+def test_a_lost_database_is_told_as_such_to_commands_too(state: Path, refused: Run) -> None:
+    (state / FILE).rename(state / "moved.db")
+    assert "tells of one that was in use" in refused("keys", "list")
+
+
 def test_bytes_that_are_no_text_are_refused(refused: Run) -> None:
     assert "label" in refused("keys", "create", "--label", "\udcff")
     assert "model" in refused("prices", "set", "\udcff", "--text-in", "1", "--out", "1")

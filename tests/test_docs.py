@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qwen3vl_compat import cli
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.wire.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -16,7 +17,8 @@ def test_the_field_tables_are_the_codes() -> None:
 
 
 def test_the_readmes_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each `qwen3vl-compat` line of the README is accepted; all that do not serve are run."""
+    """Each `qwen3vl-compat` line of the README is accepted; all that do not serve are run, as after a first start."""
+    open_database(tmp_path / "state").dispose()
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\.venv/bin/qwen3vl-compat (.+)$", text, re.MULTILINE)
     assert len(lines) >= 3

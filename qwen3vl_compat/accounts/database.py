@@ -16,20 +16,20 @@ _PASSING = frozenset({"08", "25", "40", "53", "55", "57", "58"})
 (read-only), rollback, resources, object not ready (locks), intervention, system."""
 
 
-def open_database(state_dir: Path, ledger: LedgerSettings = _USUAL) -> Engine:
-    """The engine on the accounts at the newest revision; a database that was never there is made.
+def open_database(state_dir: Path, ledger: LedgerSettings = _USUAL, *, make: bool = True) -> Engine:
+    """The engine on the accounts at the newest revision; a database that was never there is made, or else refused.
 
     Safe when several processes start at once. Each transaction reads the database as it was at one moment; one that
     also writes is begun on `writing(engine)`. Raises DatabaseUnusable.
     """
     folder = state_dir.absolute()
     if not ledger.url:
-        return open_file(folder, ledger)
+        return open_file(folder, ledger, make=make)
     try:
         from qwen3vl_compat.accounts.postgres import open_server
     except ImportError:
         raise DatabaseUnusable("ledger.url needs psycopg: install qwen3vl-compat[postgres].") from None
-    return open_server(folder, ledger)
+    return open_server(folder, ledger, make=make)
 
 
 def is_lost(error: exc.SQLAlchemyError) -> bool:

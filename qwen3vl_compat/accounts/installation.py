@@ -53,6 +53,15 @@ def refuse_if_known(state_dir: Path, place: Place, fault: str) -> None:
         )
 
 
+def refuse_to_make(state_dir: Path, place: Place, fault: str) -> None:
+    """Raise DatabaseUnusable for a database that has yet to be made, where none is to be made."""
+    refuse_if_known(state_dir, place, fault)
+    raise DatabaseUnusable(
+        f"There are no accounts here: {place.name} {fault}. Name the server's own --state-dir or --config; a new "
+        f"installation is made by the first start of `qwen3vl-compat serve`."
+    )
+
+
 def bring_up(connection: Connection, state_dir: Path, currency: str) -> None:
     """Bring the database to the newest revision, and give it an id if it has none, in the caller's transaction.
 

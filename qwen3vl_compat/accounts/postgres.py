@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from qwen3vl_compat.accounts.installation import bring_up, check, make_folder, refuse_if_known
+from qwen3vl_compat.accounts.installation import bring_up, check, make_folder, refuse_if_known, refuse_to_make
 from qwen3vl_compat.accounts.migrations import REVISIONS
 from qwen3vl_compat.accounts.schema import DatabaseUnusable, Place, revision
 from qwen3vl_compat.settings import LedgerSettings
@@ -33,7 +33,7 @@ _SILENCE_S = 5.0
 _TURN = f"SELECT pg_advisory_xact_lock({int.from_bytes(b'qwen3vl')})"
 
 
-def open_server(state_dir: Path, ledger: LedgerSettings) -> Engine:
+def open_server(state_dir: Path, ledger: LedgerSettings, *, make: bool = True) -> Engine:
     """The engine on the database that `ledger.url` names, at the newest revision; its tables are made if it is new.
 
     Raises DatabaseUnusable for a server that cannot be used, and for a database that is not wholly ours.
@@ -44,12 +44,14 @@ def open_server(state_dir: Path, ledger: LedgerSettings) -> Engine:
         "restore it from a backup, or name an empty database in ledger.url",
     )
     try:
-        make_folder(state_dir)
         engine = _engine(url, turn_s=_TURN_S, statement_s=_STATEMENT_S)
         try:
             with engine.connect() as connection:
                 _refuse_unless_unicode(connection, place)
                 found = revision(connection, place)
+            if found is None and not make:
+                refuse_to_make(state_dir, place, "is empty")
+            make_folder(state_dir)
             if found != REVISIONS[-1]:
                 _upgrade(url, state_dir, ledger.currency, place)
             with engine.connect() as connection:

@@ -15,7 +15,15 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from qwen3vl_compat.accounts.installation import MARKER, alone_in, bring_up, check, make_folder, refuse_if_known
+from qwen3vl_compat.accounts.installation import (
+    MARKER,
+    alone_in,
+    bring_up,
+    check,
+    make_folder,
+    refuse_if_known,
+    refuse_to_make,
+)
 from qwen3vl_compat.accounts.migrations import REVISIONS
 from qwen3vl_compat.accounts.schema import DatabaseUnusable, Place, revision
 from qwen3vl_compat.accounts.tables import keys, tenants
@@ -34,7 +42,7 @@ _SMALLEST = 512
 _ADVICE = f"restore it from a backup, or move it and the file {MARKER} away to start with an empty one"
 
 
-def open_file(state_dir: Path, ledger: LedgerSettings) -> Engine:
+def open_file(state_dir: Path, ledger: LedgerSettings, *, make: bool = True) -> Engine:
     """The engine on `state_dir`/qwen3vl.db at the newest revision; file (0600) and folder (0700) made if new.
 
     Raises DatabaseUnusable for anything there that is not a whole database of this or an earlier version.
@@ -42,6 +50,8 @@ def open_file(state_dir: Path, ledger: LedgerSettings) -> Engine:
     path = state_dir / FILE
     try:
         if not os.path.lexists(path):
+            if not make:
+                refuse_to_make(state_dir, _place(path), "is not there")
             _create(path, ledger.currency)
         _refuse_unless_whole(path)
         engine = _engine(path, ledger.synchronous, wait_s=_WAIT_S)

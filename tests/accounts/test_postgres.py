@@ -168,9 +168,14 @@ class TestCommandLine:
         return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=folder.parent)
 
     def test_it_goes_the_same_way(self, state_dir: Path, empty_postgres: LedgerSettings) -> None:
+        refused = self.run(empty_postgres.url, state_dir, "keys", "create")
+        assert refused.returncode == 1
+        assert "There are no accounts here: The PostgreSQL database" in refused.stderr
+        assert "is empty. Name the server's own" in refused.stderr
+        assert not state_dir.exists()
+        engine = open_database(state_dir, empty_postgres)
         made = self.run(empty_postgres.url, state_dir, "keys", "create")
         assert made.returncode == 0, made.stderr
-        engine = open_database(state_dir, empty_postgres)
         assert Keys(engine).find(made.stdout.strip())
         engine.dispose()
 

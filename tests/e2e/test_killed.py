@@ -16,6 +16,7 @@ import httpx
 import pytest
 from msgspec import Struct
 
+from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.money import Counts, Price
 from qwen3vl_compat.accounts.sqlite import FILE
 from tests.serving import Served, serving
@@ -139,6 +140,7 @@ async def killed(folder: Path, times: int) -> None:
     from qwen3vl_compat.cli import main
 
     state = folder / "state"
+    open_database(state).dispose()
     main(["prices", "set", "*", "--text-in", "1", "--out", "2", "--state-dir", str(state)])
     price = Price(
         id=1, model="*", effective_from=0, text_in=10**9, vision_in=10**9, cached_in=10**9, out=2 * 10**9,
