@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import cache, lru_cache
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -32,6 +33,13 @@ class Bookkeeping(Struct, frozen=True):
     currency: str = "USD"
     settling: set["asyncio.Future[None]"] = msgspec.field(default_factory=set)
     """What the limiter is just being told."""
+
+    async def tell(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have the limiter told something, for which nobody's answer waits."""
+        task = asyncio.ensure_future(work)
+        self.settling.add(task)
+        task.add_done_callback(self.settling.discard)
+        await asyncio.sleep(0)  # it is on its way, before whatever is claimed next
 
     async def close(self) -> None:
         """Wait until the limiter has heard all."""

@@ -98,14 +98,15 @@ class Cache:
     async def admit(self, claims: Sequence[Claim], more: Sequence[Claim], name: str, seal: bytes) -> Decision:
         """Note the claims, and with the answer of that name and seal, which comes along, `more`: all or none."""
         assert self.shelf is not None
-        limiter = self._ways.books.limiter
         if self._together:
-            return await limiter.admit_stored(claims, more, Look(key=key_of(name), seal=seal))
+            return await self._ways.books.limiter.admit_stored(claims, more, Look(key=key_of(name), seal=seal))
         value = await self.shelf.store.get(name)
         found = value is not None and value.startswith(seal)
-        wanted = [*claims, *more] if found else claims
-        decision = await limiter.admit("", wanted) if wanted else Decision(standings=())
+        decision = await self._noted([*claims, *more] if found else claims)
         return replace(decision, stored=value) if found and decision.refused is None else decision
+
+    async def _noted(self, claims: Sequence[Claim]) -> Decision:
+        return await self._ways.books.limiter.admit("", claims) if claims else Decision(standings=())
 
     def open(self, name: str, value: bytes) -> Answer | None:
         """What is kept in a value of that name."""
@@ -222,10 +223,10 @@ class Cache:
         end = events[-1]
         assert isinstance(end, Finish), "a moderated answer ended without an end"
         hit = await Hit.of(self._ways.books, request, Taken(end.usage, answer.pictures, end.reason, end.moderation))
-        decision = await self._ways.books.limiter.admit("", hit.claims) if hit.claims else None
-        if decision is not None and decision.refused is not None:
+        decision = await self._noted(hit.claims)
+        if decision.refused is not None:
             raise refusal_of(decision)
-        headers = await hit.book(decision.standings if decision else ())
+        headers = await hit.book(decision)
         age = ("age", str(int(self.shelf.age(answer))))
         async for event in _told(_replayed(events), (*HIT, age, *headers), kept):
             yield event

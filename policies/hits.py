@@ -15,7 +15,7 @@ from qwen3vl_compat.errors import Overloaded
 from qwen3vl_compat.events import Headers, Usage
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies.bookkeeping import Account, Bookkeeping, counts_of, entry_of
-from qwen3vl_compat.policies.limiting import Claim, Standing
+from qwen3vl_compat.policies.limiting import Claim, Decision
 from qwen3vl_compat.policies.limiting.verdict import headers_of
 
 
@@ -48,10 +48,11 @@ class Hit:
         counts = counts_of(as_cached(taken.usage), taken.pictures)
         return cls(books, replace(request, cache="hit"), account, counts, taken)
 
-    async def book(self, standings: Sequence[Standing]) -> Headers:
-        """Write the row, durably; returns what is told of limits, budget and cost. The claims have been admitted.
+    async def book(self, decision: Decision) -> Headers:
+        """Write the row, durably; returns what is told of limits, budget and cost.
 
-        Raises OutOfCredit, and Overloaded where nothing can be written.
+        `decision` has admitted the claims, after others perhaps. They are given back where this raises OutOfCredit, or
+        Overloaded because nothing can be written; not where it is cancelled, for the row may be written all the same.
         """
         ledger, account = self._books.ledger, self._account
         now = ledger.now_ms()
@@ -65,11 +66,20 @@ class Hit:
             cost=entry.cost(self._counts),
             moderation=";".join(filter(None, (self._request.moderation, self._taken.moderation))),
         )
-        told = headers_of(standings)
+        told = headers_of(decision.standings)
         try:
             left = await ledger.book(entry, outcome, account.budgets)
         except OverBudget as refusal:
+            await self.give_back(decision)
             raise account.out_of_credit(refusal.left, outcome.cost, "", told) from None
         except LedgerUnavailable:
+            await self.give_back(decision)
             raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
         return told + account.cost_headers(outcome.cost) + account.budget_headers(left)
+
+    async def give_back(self, decision: Decision) -> None:
+        """It is not answered after all: what was admitted for it is free again, what was before its claims is not."""
+        if self.claims:
+            others = decision.standings[: -len(self.claims)]
+            used = [standing.claim.amount for standing in others] + [0] * len(self.claims)
+            await self._books.tell(self._books.limiter.give_back(decision, used))

@@ -218,11 +218,7 @@ class _Meter:
             raise Overloaded("The server cannot book this answer now.", retry_after=5) from None
         finally:  # after the ledger, which counters are begun with; nobody's answer waits for it
             if self._claims:
-                settling = self._books.limiter.settle(self._entry.id, self._used(outcome.counts))
-                task = asyncio.ensure_future(settling)
-                self._books.settling.add(task)
-                task.add_done_callback(self._books.settling.discard)
-                await asyncio.sleep(0)  # it is on its way, before whatever is claimed next
+                await self._books.tell(self._books.limiter.settle(self._entry.id, self._used(outcome.counts)))
 
     def _used(self, counts: Counts) -> list[int]:
         """What so much is of each claim."""

@@ -75,6 +75,8 @@ class Decision(Struct, frozen=True, kw_only=True):
     refused: Standing | None = None
     stored: bytes | None = None
     """The answer that was looked for, if it is there and all fits."""
+    receipt: object = None
+    """Of what was noted without a name: `give_back` reads it."""
 
 
 Seed = Callable[[Claim, int], Awaitable[int]]
@@ -101,6 +103,10 @@ class Limiter(Protocol):
         """What was used of each claim, in their order: the rest goes back to the same window, and a place under way is
         free. Only the first time for a name; an unknown one is nothing. No more is counted than was claimed.
         """
+        ...
+
+    async def give_back(self, decision: Decision, amounts: Sequence[int]) -> None:
+        """As `settle` for a decision without a name, whose request was refused after all. To be called once."""
         ...
 
     async def start(self) -> None:

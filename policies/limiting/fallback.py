@@ -102,6 +102,16 @@ class FallbackLimiter:
         if held.shared:
             await self._tell(self._shared.settlement(name, amounts))
 
+    async def give_back(self, decision: Decision, amounts: Sequence[int]) -> None:
+        """Where it was counted. Redis is told once: what it does not hear counts until the windows end."""
+        if not isinstance(decision.receipt, bytes):
+            await self._local.give_back(decision, amounts)
+        elif not self._lost:
+            try:
+                await self._shared.give_back(decision, amounts)
+            except Exception as failure:
+                self._lose(failure)
+
     def _keep(self, name: str, claims: Sequence[Claim], decision: Decision, *, shared: bool) -> Decision:
         if name and decision.refused is None:
             self._held[name] = Held(claims, decision, shared=shared)

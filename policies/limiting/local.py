@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import cast
 
 from msgspec import Struct
 
@@ -23,10 +24,14 @@ class Count:
         self.period, self.told, self.used = period, told, told
 
 
-class Hold(Struct, frozen=True):
-    """What a name holds: of each claim the count and the amount, and the gauges it has a place in."""
+Noted = tuple[tuple[Count | None, int], ...]
+"""What was noted of claims, in their order: the count, of those that have one, and the amount."""
 
-    counts: tuple[tuple[Count | None, int], ...]
+
+class Hold(Struct, frozen=True):
+    """What a name holds, and the gauges it has a place in."""
+
+    counts: Noted
     gauges: tuple[str, ...]
 
 
@@ -72,13 +77,15 @@ class LocalLimiter:
         hold = self._holds.pop(name, None)
         if hold is None:
             return
-        for (count, claimed), used in zip_longest(hold.counts, amounts[: len(hold.counts)]):
-            if count is not None and used is not None:
-                count.used -= claimed - min(max(used, 0), claimed)
+        _return(hold.counts, amounts)
         for gauge in hold.gauges:
             self._places[gauge].discard(name)
             if not self._places[gauge]:
                 del self._places[gauge]
+
+    async def give_back(self, decision: Decision, amounts: Sequence[int]) -> None:
+        if decision.receipt is not None:
+            _return(cast("Noted", decision.receipt), amounts)
 
     def adopt(self, name: str, claims: Sequence[Claim]) -> None:
         """Let a request that was admitted elsewhere have its places here too, whether they fit or not."""
@@ -108,11 +115,10 @@ class LocalLimiter:
             left = self._room(claim, now) - taken[claim.counter]
             fits.append(again or claim.amount == 0 or claim.amount <= left)
             taken[claim.counter] += claim.amount
-        if not again and all(fits):
-            self._note(name, claims, now)
+        noted = self._note(name, claims, now) if not again and all(fits) else None
         standings = tuple(claim.standing(self._room(claim, now), now, self._share_of(claim.limit)) for claim in claims)
         refused = next((standing for standing, fit in zip(standings, fits, strict=True) if not fit), None)
-        return Decision(standings=standings, refused=refused)
+        return Decision(standings=standings, refused=refused, receipt=None if name else noted)
 
     def _room(self, claim: Claim, now: int) -> int:
         """What this process may still admit of the claim's counter; below 0 where the limit was lowered."""
@@ -124,7 +130,7 @@ class LocalLimiter:
     def _share_of(self, limit: int) -> int:
         return max(1, limit // max(1, self._share())) if limit > 0 else 0
 
-    def _note(self, name: str, claims: Sequence[Claim], now: int) -> None:
+    def _note(self, name: str, claims: Sequence[Claim], now: int) -> Noted:
         counts: list[tuple[Count | None, int]] = []
         for claim in claims:
             count = None
@@ -134,8 +140,9 @@ class LocalLimiter:
             counts.append((count, claim.amount))
         if name:
             self._hold(name, tuple(counts), claims)
+        return tuple(counts)
 
-    def _hold(self, name: str, counts: tuple[tuple[Count | None, int], ...], claims: Sequence[Claim]) -> None:
+    def _hold(self, name: str, counts: Noted, claims: Sequence[Claim]) -> None:
         gauges = tuple(claim.counter for claim in claims if claim.period == 0 and claim.amount)
         for gauge in gauges:
             self._places[gauge].add(name)
@@ -145,3 +152,10 @@ class LocalLimiter:
         """Drop the windows that are over, however often there is one more of them."""
         self._counts = {key: count for key, count in self._counts.items() if key[1] + 1000 * count.period > now}
         self._sweep_at = max(SWEPT, 2 * len(self._counts))
+
+
+def _return(noted: Noted, amounts: Sequence[int]) -> None:
+    """Take back of each count what was not used of it."""
+    for (count, claimed), used in zip_longest(noted, amounts[: len(noted)]):
+        if count is not None and used is not None:
+            count.used -= claimed - min(max(used, 0), claimed)

@@ -2,7 +2,8 @@
 
 `born` tells a counter from a later one of the same name: what a hold gives back never goes to one that was begun anew.
 A gauge is a sorted set of names by when their places lapse. A hold is the list of what a name took of which counters;
-an empty one is a name that was given up. What is found in a key and is nothing of that kind counts as lost.
+an empty one is a name that was given up. Who has no name gets the list itself, as a receipt. What is found in a key and
+is nothing of that kind counts as lost.
 """
 
 import hashlib
@@ -40,8 +41,9 @@ ADMIT = Script(
 -- KEYS: the hold, then each claim's counter, then perhaps a stored answer. ARGV: now or nothing, lease, name or
 -- nothing, the seal that the answer has to bear or nothing, how many claims there are without it, then of each its
 -- period, limit and amount, what the ledger told ('' if it was not asked) and of the window since when ('' if of any).
--- Times are in milliseconds. Returns 0, the number of the first claim refused, or -1; now; and what is used of each
--- counter, or, after -1, the numbers of the claims whose counters the ledger has to tell; and the answer or nothing.
+-- Times are in milliseconds. Returns 0, the number of the first claim refused, or -1; now; the receipt where there is
+-- no name; what is used of each counter, or, after -1, the numbers of the claims whose counters the ledger has to
+-- tell; and the answer or nothing.
 local name, born = ARGV[3], time[1] .. time[2]
 local seal, most, stored = ARGV[4], #KEYS - 1, false
 if seal ~= '' then
@@ -82,7 +84,7 @@ for i = 1, most do
   claim.counter = counter
   claims[i] = claim
 end
-if #missing > 0 and not held then return {-1, now, unpack(missing)} end
+if #missing > 0 and not held then return {-1, now, '', unpack(missing)} end
 
 local refused = 0
 for i, claim in ipairs(claims) do
@@ -113,9 +115,10 @@ for i, claim in ipairs(claims) do
     write(claim.key, counter.used, counter.born, 'PX', left)
   end
 end
-if name ~= '' and not held and refused == 0 then redis.call('SET', KEYS[1], cmsgpack.pack(hold), 'PX', life) end
+local packed = not held and refused == 0 and cmsgpack.pack(hold) or ''
+if name ~= '' and packed ~= '' then redis.call('SET', KEYS[1], packed, 'PX', life) end
 
-local answer = {refused, now}
+local answer = {refused, now, name == '' and packed or ''}
 for _, claim in ipairs(claims) do answer[#answer + 1] = claim.counter.used end
 if stored and refused == 0 then answer[#answer + 1] = stored end
 return answer
@@ -125,21 +128,22 @@ return answer
 SETTLE = Script(
     _COMMON
     + """
--- KEYS: the hold, then the gauges. ARGV: now, lease, name, 1 if it is given up, and what was used of each claim. Of a
--- name given up all goes back, and should its claims come only after this, they are nothing.
+-- KEYS: the hold, then the gauges. ARGV: now, lease, name, 1 if it is given up, a receipt where there is no name, and
+-- what was used of each claim. Of a name given up all goes back, and should its claims come only after this, they are
+-- nothing.
 local name, given_up = ARGV[3], ARGV[4] == '1'
 for i = 2, #KEYS do redis.pcall('ZREM', KEYS[i], name) end
-local hold = redis.pcall('GET', KEYS[1])
+local hold = ARGV[5] ~= '' and ARGV[5] or redis.pcall('GET', KEYS[1])
 if type(hold) ~= 'string' then
   if given_up then redis.call('SET', KEYS[1], '', 'PX', lease) end
   return {0}
 end
 if hold == '' then return {0} end
-redis.call('DEL', KEYS[1])
+if name ~= '' then redis.call('DEL', KEYS[1]) end
 local whole, parts = pcall(cmsgpack.unpack, hold)
 for _, part in ipairs(whole and type(parts) == 'table' and parts or {}) do
   local number, key, born, amount = part[1], part[2], part[3], part[4]
-  local used = given_up and 0 or tonumber(ARGV[4 + number] or '') or amount
+  local used = given_up and 0 or tonumber(ARGV[5 + number] or '') or amount
   local counted, of = count(key)
   if counted and of == born then
     write(key, counted - amount + math.min(math.max(used, 0), amount), born, 'KEEPTTL')

@@ -5,7 +5,7 @@ All keys have one hash tag, so that a script finds them on one node of a cluster
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from msgspec import Struct
 from redis.exceptions import NoScriptError, ResponseError
@@ -28,6 +28,16 @@ class Asked(Struct, frozen=True):
     claims: Sequence[Claim]
     look: Look | None = None
     least: int = 0
+
+
+class Said(NamedTuple):
+    """What the script says: 0, the number of a claim or -1; its time; a number for each claim; and what comes along."""
+
+    verdict: int
+    now: int
+    found: list[int]
+    receipt: bytes = b""
+    stored: bytes | None = None
 
 
 class Settlement(Struct, frozen=True):
@@ -75,14 +85,16 @@ class RedisLimiter:
     async def _decide(self, asked: "Asked") -> Decision:
         patience, told, claims = Patience(self._wait), dict[int, tuple[int, int]](), asked.claims
         while True:
-            verdict, now, found, stored = await self._ask(patience, asked, told)
+            said = await self._ask(patience, asked, told)
+            verdict, now, found = said.verdict, said.now, said.found
             if verdict >= 0:
                 break
             for number in found:
                 start = claims[number - 1].start(now)
                 told[number] = await self._seeds.of(claims[number - 1], start), start
         standings = tuple(claim.standing(claim.limit - used, now) for claim, used in zip(claims, found, strict=False))
-        return Decision(standings=standings, refused=standings[verdict - 1] if verdict else None, stored=stored)
+        refused = standings[verdict - 1] if verdict else None
+        return Decision(standings=standings, refused=refused, stored=said.stored, receipt=said.receipt or None)
 
     async def settle(self, name: str, amounts: Sequence[int]) -> None:
         await self.deliver(self.settlement(name, amounts))
@@ -95,9 +107,12 @@ class RedisLimiter:
         """Bring it there; again changes nothing."""
         given_up = settlement.amounts is None
         keys = [f"hold:{settlement.name}", *settlement.gauges]
-        await self._run(
-            Patience(self._wait), SETTLE, keys, (settlement.name, int(given_up), *(settlement.amounts or ()))
-        )
+        words = (settlement.name, int(given_up), "", *(settlement.amounts or ()))
+        await self._run(Patience(self._wait), SETTLE, keys, words)
+
+    async def give_back(self, decision: Decision, amounts: Sequence[int]) -> None:
+        if isinstance(decision.receipt, bytes):
+            await self._run(Patience(self._wait), SETTLE, ["hold:"], ("", 0, decision.receipt, *amounts))
 
     def adopt(self, name: str, claims: Sequence[Claim]) -> None:
         """Renew the name's places from now on, wherever it was admitted."""
@@ -119,10 +134,8 @@ class RedisLimiter:
         if counters:
             await self._call(Patience(self._wait), "DEL", *(f"{PREFIX}{name}:{start}" for name, start in counters))
 
-    async def _ask(
-        self, patience: Patience, asked: "Asked", told: dict[int, tuple[int, int]]
-    ) -> tuple[int, int, list[int], bytes | None]:
-        """What the script answers, once it has the form that it should: verdict, now, numbers, the stored answer."""
+    async def _ask(self, patience: Patience, asked: "Asked", told: dict[int, tuple[int, int]]) -> "Said":
+        """What the script answers, once it has the form that it should."""
         claims, look = asked.claims, asked.look
         words: list[str | bytes | int] = [asked.name, look.seal if look else "", asked.least]
         for number, claim in enumerate(claims, 1):
@@ -131,16 +144,17 @@ class RedisLimiter:
         keys = [f"hold:{asked.name}", *(claim.counter for claim in claims)]
         answer = await self._run(patience, ADMIT, keys if look is None else [*keys, look.key], words)
         stored = answer.pop() if look and answer and isinstance(answer[-1], bytes) else None
-        if len(answer) < 2 or not all(isinstance(each, int) for each in answer):
+        receipt = answer.pop(2) if len(answer) > 2 else None
+        if not isinstance(receipt, bytes) or not all(isinstance(each, int) for each in answer):
             raise Lost("it answers what was not asked")
         verdict, now, *found = cast("list[int]", answer)
         numbers = range(1, len(claims) + 1)
         if verdict == -1 and found and all(number in numbers for number in found):
-            return verdict, now, found, None
+            return Said(verdict, now, found)
         counted = len(claims) if look is None or stored is not None else None
         if len(found) not in {counted or asked.least, len(claims)} or verdict not in (0, *numbers):
             raise Lost("it answers what was not asked")
-        return verdict, now, found, stored
+        return Said(verdict, now, found, receipt, stored)
 
     async def _run(
         self, patience: Patience, script: Script, keys: Sequence[str], words: Sequence[str | bytes | int]

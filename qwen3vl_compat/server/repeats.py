@@ -108,10 +108,12 @@ class Repeats:
             raise await self._refusal(exchange, claims, decision)
         kept = service.cache.open(recipe.name, decision.stored) if decision.stored else None
         if kept is None:
+            if decision.stored:  # whose tokens were admitted: it is too old, or not what it bears the seal of
+                await hit.give_back(decision)
             recipe.known = None
             exchange.answer_headers |= dict(headers_of(decision.standings[: len(claims)]))
             return None
-        headers = await hit.book(decision.standings)
+        headers = await hit.book(decision)
         age = {"x-cache": "hit", "age": str(int(service.cache.age(kept)))}
         exchange.answer_headers |= recipe.headers | dict(headers) | age
         exchange.model, exchange.tokens = recipe.model, f"{kept.usage.prompt}+{kept.usage.completion}"

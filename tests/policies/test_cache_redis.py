@@ -23,7 +23,7 @@ from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies.caching.shared import AGAIN_S
 from qwen3vl_compat.policies.limiting.shared import PREFIX
 from qwen3vl_compat.server.app import build_app, build_service
-from qwen3vl_compat.settings import CacheSettings, LimitSettings, Settings
+from qwen3vl_compat.settings import CacheSettings, LimitSettings, Quotas, Settings
 from tests.policies.proxy import Mode, Proxy
 from tests.redis_server import RedisServer
 
@@ -310,6 +310,21 @@ async def test_servers_on_one_database_answer_with_what_another_was_asked(place:
     await one.kept(key, *WORDS)
     assert await other.storm(key) == ["hit"] * 24
     assert await other.storm(key) == ["hit"] * 24
+    place.check_rows()
+
+
+@pytest.mark.parametrize("where", ["alone", "with the limits"])
+async def test_who_is_refused_money_takes_no_tokens(place: Place, where: str) -> None:
+    server, key = await place.server(where)
+    await server.kept(key, WORDS[0])
+    await server.ask(WORDS[0], key)
+    poor = server.accounts.keys.create("default", limits=Quotas(tokens=100, budget="0.007/day")).secret_text
+    for _ in range(3):
+        with pytest.raises(AssertionError, match="insufficient_quota"):
+            await server.ask(WORDS[0], poor)
+    server.accounts.keys.change(poor.split("-")[1], limits=Quotas(tokens=100))
+    answer = await server.ask(WORDS[0], poor)
+    assert (answer.headers["x-cache"], answer.headers["x-ratelimit-remaining-tokens"]) == ("hit", "90")
     place.check_rows()
 
 

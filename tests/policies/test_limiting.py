@@ -137,6 +137,36 @@ async def test_claims_without_a_name_are_counted_and_not_held(counting: Counting
     assert refused(await limiter.admit("", claims)) == "requests"
 
 
+async def test_what_was_noted_without_a_name_goes_back_as_after_a_settlement(counting: Counting) -> None:
+    """Of the claims of one decision some may stay counted; each decision is given back by itself."""
+    limiter, claims = counting.limiter(), [claim("requests", 5), claim("tokens", 100, 40), claim("concurrent", 1)]
+    decisions = [await limiter.admit("", claims) for _ in range(2)]
+    assert await room(limiter, claims) == [3, 20, 1]
+    await limiter.give_back(decisions[0], [1, 0, 0])
+    assert await room(limiter, claims) == [3, 60, 1]
+    await limiter.give_back(decisions[1], [1, 30, 0])
+    assert await room(limiter, claims) == [3, 70, 1]
+
+
+async def test_of_a_refused_decision_nothing_goes_back(counting: Counting) -> None:
+    limiter, claims = counting.limiter(), [claim("requests", 5), claim("tokens", 100, 60)]
+    await limiter.admit("", claims)
+    decision = await limiter.admit("", claims)
+    assert refused(decision) == "tokens"
+    await limiter.give_back(decision, [0, 0])
+    assert await room(limiter, claims) == [4, 40]
+
+
+async def test_nothing_without_a_name_goes_back_to_a_later_window(counting: Counting) -> None:
+    limiter = counting.limiter()
+    claims = [claim("tokens", 100, 60), claim("pictures", 100, 60, period=DAY)]
+    decision = await limiter.admit("", claims)
+    counting.clock.now += 60
+    await limiter.admit("", claims[:1])
+    await limiter.give_back(decision, [0, 10])
+    assert await room(limiter, claims) == [40, 90]
+
+
 @pytest.mark.parametrize(
     ("limit", "amount", "fits"),
     [(0, 0, True), (0, 1, False), (5, 6, False), (5, 10**15, False), (5, 5, True), (2**53, 2**53, True)],

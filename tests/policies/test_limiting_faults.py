@@ -161,6 +161,23 @@ async def test_what_was_admitted_without_redis_is_known_there_afterwards(
         assert refused(await limiter.admit("none", [one])) == "pictures"
 
 
+async def test_what_has_no_name_is_given_back_where_it_was_counted(proxy: Proxy, said: Callable[[], list[str]]) -> None:
+    one = claim("tokens", 100, 30)
+    async with counting(proxy.url) as limiter:
+        there = [await limiter.admit("", [one]) for _ in range(2)]
+        await limiter.give_back(there[0], [0])
+        assert left(await limiter.admit("", [claim("tokens", 100, 0)])) == [70]
+        await proxy.set("refuse")
+        here = await limiter.admit("", [one])
+        assert (said(), left(here)) == (["lost"], [70])
+        for decision in (here, there[1]):
+            await limiter.give_back(decision, [0])
+        assert left(await limiter.admit("", [claim("tokens", 100, 0)])) == [100]
+        await proxy.set("pass")
+        await until(lambda: said() == ["lost", "back"])
+        assert left(await limiter.admit("", [claim("tokens", 100, 0)])) == [70], "Redis could not be told"
+
+
 async def test_places_do_not_leak_when_redis_comes_and_goes(
     proxy: Proxy, own_redis: RedisServer, said: Callable[[], list[str]]
 ) -> None:

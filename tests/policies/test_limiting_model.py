@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from msgspec import Struct
 
-from qwen3vl_compat.policies.limiting import HELD_S, SEEDED_S, Claim
+from qwen3vl_compat.policies.limiting import HELD_S, SEEDED_S, Claim, Decision
 from tests.policies.counting import DAY, HOUR, Counting, claim
 from tests.redis_server import RedisServer
 
@@ -58,6 +58,7 @@ class Machine(RuleBasedStateMachine):
         self.counts: dict[Window, int] = {}
         self.places: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self.taken: dict[str, Taken] = {}
+        self.receipts: list[tuple[Decision, Taken]] = []
         self.era = self.named = 0
 
     def teardown(self) -> None:
@@ -97,8 +98,9 @@ class Machine(RuleBasedStateMachine):
                     for lapsed in [other for other, end in ends.items() if not self.now < end <= self.now + 2 * LEASE]:
                         del ends[lapsed]
                 ends[name] = self.now + LEASE
+        self.last = Taken(process, list(claims), windows, self.era)
         if name:
-            self.taken[name] = Taken(process, list(claims), windows, self.era)
+            self.taken[name] = self.last
 
     # ------------------------------------------------------------------------------------------------------- the rules
 
@@ -122,6 +124,8 @@ class Machine(RuleBasedStateMachine):
         fits = [self.used(each) + each.amount <= each.limit or each.amount == 0 for each in claims]
         if all(fits):
             self.note(name, claims, process)
+            if not named:
+                self.receipts.append((decision, self.last))
         refused = next((each for each, fit in zip(claims, fits, strict=True) if not fit), None)
         assert (decision.refused.claim if decision.refused else None) == refused
         assert [s.remaining for s in decision.standings] == [max(0, each.limit - self.used(each)) for each in claims]
@@ -146,9 +150,22 @@ class Machine(RuleBasedStateMachine):
         used = [0 if void else data.draw(st.integers(0, each.amount)) for each in taken.claims]
         for _ in range(times):
             self.runner.run(self.processes[taken.process].settle(name, used))
+        for each in taken.claims:
+            self.places[each.counter].pop(name, None)
+        self.unuse(taken, used)
+
+    @precondition(lambda self: self.receipts)
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        decision, taken = self.receipts.pop(data.draw(st.integers(0, len(self.receipts) - 1)))
+        used = [data.draw(st.integers(0, each.amount)) for each in taken.claims]
+        self.runner.run(self.processes[taken.process].give_back(decision, used))
+        self.unuse(taken, used)
+
+    def unuse(self, taken: Taken, used: Sequence[int]) -> None:
+        """Less was used than was taken."""
         for each, window, amount in zip(taken.claims, taken.windows, used, strict=True):
             if each.period == 0:
-                self.places[each.counter].pop(name, None)
                 continue
             self.ledger[window] -= each.amount - amount
             if taken.era == self.era:

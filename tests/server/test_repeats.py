@@ -15,6 +15,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
+from qwen3vl_compat.accounts.database import writing
 from qwen3vl_compat.accounts.tables import ledger
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.engines.scripted import ScriptedEngine
@@ -23,7 +24,7 @@ from qwen3vl_compat.messages import Request
 from qwen3vl_compat.policies.limiting import Claim
 from qwen3vl_compat.server.app import build_app
 from qwen3vl_compat.server.repeats import LARGE
-from qwen3vl_compat.settings import ModerationSettings, ModeratorSettings, Quotas, Settings
+from qwen3vl_compat.settings import LedgerSettings, ModerationSettings, ModeratorSettings, Quotas, Settings
 from qwen3vl_compat.wire import anthropic_request, google_request, openai_request
 from tests.server.test_app import House
 
@@ -506,6 +507,50 @@ async def test_who_is_refused_tokens_is_counted_and_takes_none(house: Repeating)
     answers = [await house.short(key=key) for _ in range(3)]
     assert [answer.headers["x-ratelimit-remaining-requests"] for answer in answers] == ["8", "7", "6"]
     assert [answer.headers["x-ratelimit-remaining-tokens"] for answer in answers] == ["5", "5", "5"]
+
+
+WAYS: dict[str, dict[str, str]] = {"short": {}, "long": {"cache_control": "max-age=60"}}
+
+
+def room(answer: httpx.Response) -> tuple[str, str]:
+    """What is left of the requests and tokens."""
+    return answer.headers["x-ratelimit-remaining-requests"], answer.headers["x-ratelimit-remaining-tokens"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_is_refused_money_is_counted_and_takes_no_tokens(house: Repeating, way: str) -> None:
+    await house.learnt()
+    key = house.new_key(requests="9/year", tokens=100 * TOKENS, budget="0.007/day")
+    refused = [await house.ask(key=key, **WAYS[way]) for _ in range(3)]
+    assert {answer.status_code for answer in refused} == {429}
+    assert [room(answer) for answer in refused] == [("8", "990"), ("7", "990"), ("6", "990")]
+    house.accounts.keys.change(key.split("-")[1], limits=Quotas(requests="9/year", tokens=100 * TOKENS))
+    assert room(await house.ask(key=key, **WAYS[way])) == ("5", "990")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_cannot_be_booked_takes_no_tokens(tmp_path: Path, way: str) -> None:
+    async with housed(tmp_path, Settings(ledger=LedgerSettings(wait=0.2))) as house:
+        await house.learnt()
+        key = house.new_key(requests="9/year", tokens=100 * TOKENS)
+        assert room(await house.ask(key=key, **WAYS[way])) == ("8", "990")
+        with writing(house.accounts.database).begin():  # another process's turn
+            answer = await house.ask(key=key, **WAYS[way])
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_is_overloaded")
+        assert room(await house.ask(key=key, **WAYS[way])) == ("6", "980")
+
+
+async def test_who_is_refused_what_is_there_no_more_takes_no_tokens_twice(house: Repeating) -> None:
+    """What bears its seal and is not what it bears is made again: only that counts."""
+    await house.learnt()
+    key = house.new_key(tokens=100 * TOKENS)
+    shelf = house.service.cache.shelf
+    assert shelf is not None
+    values = shelf.store._values  # type: ignore[attr-defined]
+    ((name, (value, until)),) = values.items()
+    values[name] = value[:-1] + bytes([value[-1] ^ 1]), until
+    answer = await house.long(key=key)
+    assert (answer.headers["x-cache"], answer.headers["x-ratelimit-remaining-tokens"]) == ("miss", "990")
 
 
 async def test_what_is_under_way_does_not_hold_it_up(house: Repeating) -> None:
