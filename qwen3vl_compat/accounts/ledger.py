@@ -53,11 +53,21 @@ class _Wish(Generic[T]):
 
     def __init__(self, entry: Entry, future: "asyncio.Future[T] | None") -> None:
         self.entry, self.future, self.tries = entry, future, 0
+        self.under_way = False
+        """Whether it may be written by now, which only the database can tell."""
+        self.overdue = False
+        """Whether its time is over: a row is not begun any more, unless it is there already."""
+        self.patience: asyncio.TimerHandle | None = None
 
     @property
     def given_up(self) -> bool:
         """Whether nobody waits for it any more."""
         return self.future is None or self.future.done()
+
+    def give_up(self) -> None:
+        """Whoever waits is told that it is not written."""
+        if self.future is not None and not self.future.done():
+            self.future.set_exception(LedgerUnavailable("the ledger cannot be written now"))
 
 
 class _Opening(_Wish[tuple[Left, ...]]):
@@ -70,6 +80,11 @@ class _Closing(_Wish[Settled]):
     def __init__(self, entry: Entry, future: "asyncio.Future[Any] | None", outcome: Outcome) -> None:
         super().__init__(entry, future)
         self.outcome = outcome
+
+    def give_up(self) -> None:
+        """It is closed later, as one that failed."""
+        super().give_up()
+        self.outcome = replace(self.outcome, state="aborted", finish="failed", cost=0)
 
 
 class _Booking(_Wish[tuple[Left, ...]]):
@@ -154,29 +169,44 @@ class Ledger:
         Raises OverBudget or LedgerUnavailable, and then there is no row, or will be none that costs anything.
         """
         future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
-        self._ask(_Opening(entry, future, budgets))
+        wish = _Opening(entry, future, budgets)
+        self._ask(wish)
         try:
-            return await self._in_time(future)
+            return await self._in_time(wish)
         except asyncio.CancelledError:
             if future.done() and not future.cancelled() and future.exception() is None:
                 self._close_for_nobody(entry)  # opened in the very moment in which the caller left
             raise
 
     async def book(self, entry: Entry, outcome: Outcome, budgets: Sequence[Budget] = ()) -> tuple[Left, ...]:
-        """Write the row of a request that is over already, durably, and nothing before; as `open` otherwise."""
-        future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
-        self._ask(_Booking(entry, future, outcome, budgets))
-        return await self._in_time(future)
+        """Write the row of a request that is over already, durably, and nothing before; as `open` otherwise.
 
-    async def _in_time(self, future: "asyncio.Future[T]") -> T:
+        A row that is written stays: whoever is told that there is none waits until it is known that there is none.
+        """
+        future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
+        wish = _Booking(entry, future, outcome, budgets)
+        self._ask(wish)
+        return await self._in_time(wish)
+
+    async def _in_time(self, wish: _Wish[T]) -> T:
         """What comes of a wish; LedgerUnavailable where that takes too long, and then it is given up."""
+        assert self._loop is not None
+        assert wish.future is not None
+        wish.patience = self._loop.call_later(self._wait, self._lose_patience, wish)
         try:
-            async with asyncio.timeout(self._wait):  # wait_for would go on, cancelled in the moment of the result
-                return await future
-        except TimeoutError:
-            if future.cancelled():
-                raise LedgerUnavailable("the ledger cannot be written now") from None
-            return future.result()  # which came in that very moment
+            return await wish.future
+        finally:
+            wish.patience.cancel()
+
+    def _lose_patience(self, wish: _Wish[Any]) -> None:
+        """Give it up, unless it is just being written: what has come of it is soon known."""
+        assert self._loop is not None
+        with self._change:
+            wish.overdue = True
+            if not wish.under_way or not self._thread.is_alive():
+                wish.give_up()
+            else:
+                wish.patience = self._loop.call_later(_AGAIN_S, self._lose_patience, wish)
 
     def note(self, entry: Entry, started_at: int, counts: Counts) -> None:
         """A checkpoint: what is to be paid if this process dies. Of several only the last is written.
@@ -199,11 +229,7 @@ class Ledger:
         future: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
         wish = _Closing(entry, future, outcome)
         self._ask(wish)
-        try:
-            return await asyncio.wait_for(asyncio.shield(future), self._wait)
-        except TimeoutError:
-            wish.outcome = replace(outcome, state="aborted", finish="failed", cost=0)
-            raise LedgerUnavailable("the ledger cannot be written now") from None
+        return await self._in_time(wish)
 
     def _ask(self, wish: _Wish[Any]) -> None:
         if not self._thread.is_alive() or self._closing:
@@ -289,46 +315,90 @@ class Ledger:
             log.warning("the ledger can be written again")
 
     def _commit(self, wishes: Sequence[_Wish[Any]], notes: Notes) -> list[Reply]:
-        openings = [wish for wish in wishes if isinstance(wish, _Opening | _Booking)]
-        closings = [wish for wish in wishes if isinstance(wish, _Closing)]
-        replies: list[Reply] = []
-        with self._writer.begin() as connection:
-            booking = Booking(connection, self.owner, [wish.entry for wish in (*openings, *closings)], self._known)
-            tried = [wish.entry.id for wish in openings if wish.tries]
-            states = booking.states(sorted([*(wish.entry.id for wish in closings), *tried]))
-            closed: list[tuple[Entry, Outcome]] = []
-            for wish in closings:
-                outcome = wish.outcome  # which the loop may exchange at any moment
-                found = states.get(wish.entry.id)
-                if found is not None and found[0] == "open":
-                    booking.settle(wish.entry, outcome)
-                    closed.append((wish.entry, outcome))
-                    found = states[wish.entry.id] = (outcome.state, outcome.cost)
-                elif wish.tries and found == (outcome.state, outcome.cost):
-                    closed.append((wish.entry, outcome))  # by the commit whose reply was lost
-                replies.append((wish, Settled(*(found or ("never opened", 0)))))
-            for wish in openings:
-                if wish.entry.id in states:  # the answer to the first try was lost, not the try
-                    replies.append((wish, ()))
-                    continue
-                if isinstance(wish, _Booking) and wish.given_up:
-                    continue  # while it waited for its turn: nobody gets the answer that this would charge for
-                try:
-                    if isinstance(wish, _Booking):
-                        left = booking.book(wish.entry, wish.outcome, wish.budgets)
-                        closed.append((wish.entry, wish.outcome))
-                    else:
-                        left = booking.open(wish.entry, wish.budgets)
-                    replies.append((wish, left))
-                except OverBudget as refusal:
-                    replies.append((wish, refusal))
-            booking.write({name: note for name, note in notes.items() if name not in states})
+        entries = [wish.entry for wish in wishes]
+        taken: list[_Wish[Any]] = []
+        committing = False
+        try:
+            with self._writer.begin() as connection:
+                booking = Booking(connection, self.owner, entries, self._known)
+                looked = [wish.entry.id for wish in wishes if isinstance(wish, _Closing) or wish.tries]
+                states = booking.states(sorted(looked))
+                replies, closed = self._book(booking, wishes, states, taken)
+                booking.write({name: note for name, note in notes.items() if name not in states})
+                committing = True
+        except Exception:
+            self._leave_alone(taken, committing=committing)
+            raise
         for entry, outcome in closed:
             self._closed(entry, outcome)
         if len(self._known) > _KNOWN_POTS:
             self._known.clear()
         self._known.update(booking.pots)
         return replies
+
+    def _book(
+        self,
+        booking: Booking,
+        wishes: Sequence[_Wish[Any]],
+        states: dict[str, tuple[str, int]],
+        taken: list[_Wish[Any]],
+    ) -> tuple[list[Reply], list[tuple[Entry, Outcome]]]:
+        """Book each wish, closings first, beside what is in the ledger; returns the replies, and what is closed then.
+
+        Those that are `taken` nobody gives up from then on.
+        """
+        replies: list[Reply] = []
+        closed: list[tuple[Entry, Outcome]] = []
+        for wish in wishes:
+            if not isinstance(wish, _Closing):
+                continue
+            self._take(wish, taken)
+            found = states.get(wish.entry.id)
+            if found is not None and found[0] == "open":
+                booking.settle(wish.entry, wish.outcome)
+                closed.append((wish.entry, wish.outcome))
+                found = states[wish.entry.id] = (wish.outcome.state, wish.outcome.cost)
+            elif wish.tries and found == (wish.outcome.state, wish.outcome.cost):
+                closed.append((wish.entry, wish.outcome))  # by the commit whose reply was lost
+            replies.append((wish, Settled(*(found or ("never opened", 0)))))
+        for wish in wishes:
+            if isinstance(wish, _Closing):
+                continue
+            if wish.entry.id in states:  # the answer to the first try was lost, not the try
+                replies.append((wish, ()))
+                if isinstance(wish, _Booking):
+                    closed.append((wish.entry, wish.outcome))
+                continue
+            try:
+                if isinstance(wish, _Opening):
+                    left = booking.open(wish.entry, wish.budgets)
+                elif isinstance(wish, _Booking) and self._take(wish, taken):
+                    left = booking.book(wish.entry, wish.outcome, wish.budgets)
+                    closed.append((wish.entry, wish.outcome))
+                else:  # its time was over before its turn: nobody gets the answer that this would charge for
+                    continue
+                replies.append((wish, left))
+            except OverBudget as refusal:
+                replies.append((wish, refusal))
+        return replies, closed
+
+    def _take(self, wish: _Wish[Any], taken: list[_Wish[Any]]) -> bool:
+        """Whether a wish is wanted still; nobody gives it up from now on."""
+        with self._change:
+            late = wish.overdue and isinstance(wish, _Booking)
+            wish.under_way = not (wish.given_up or late)
+            if wish.under_way:
+                taken.append(wish)
+            return wish.under_way
+
+    def _leave_alone(self, taken: Iterable[_Wish[Any]], *, committing: bool) -> None:
+        """A transaction failed, so that its wishes may be given up again; while it was `committing` it may be done.
+
+        Then whoever has no row but this one waits on. Of an answer all has gone out but its end, which does not wait.
+        """
+        with self._change:
+            for wish in taken:
+                wish.under_way = committing and isinstance(wish, _Booking)
 
     def _answer(self, replies: list[Reply]) -> None:
         assert self._loop is not None

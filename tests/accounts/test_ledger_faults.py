@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,13 +16,13 @@ from qwen3vl_compat.accounts.keys import Keys
 from qwen3vl_compat.accounts.ledger import Ledger, LedgerUnavailable
 from qwen3vl_compat.accounts.money import Counts
 from qwen3vl_compat.accounts.replies import Asked, Replies, RepliesUnavailable
-from tests.accounts.test_ledger import AT, entry, outcome, rows
+from tests.accounts.test_ledger import AT, check, entry, outcome, rows
 from tests.postgres import Server
 
 
 @contextmanager
-def lossy(engine: Engine) -> Iterator[None]:
-    """The next commit is done and its reply lost; then the database is away until the end."""
+def lossy(engine: Engine, *, done: bool = True) -> Iterator[None]:
+    """The next commit is done, or not, and its reply lost; then the database is away until the end."""
     dialect: Any = engine.dialect
     commit, lost = dialect.do_commit, [False]
     kind = sqlite3.OperationalError if dialect.name == "sqlite" else psycopg.OperationalError
@@ -29,7 +30,8 @@ def lossy(engine: Engine) -> Iterator[None]:
     def do_commit(connection: Any) -> None:
         if lost[0]:
             raise kind("away")
-        commit(connection)
+        if done:
+            commit(connection)
         lost[0] = True
         raise kind("the reply was lost")
 
@@ -62,6 +64,86 @@ async def test_a_row_opened_by_a_commit_whose_reply_was_lost_is_closed_again(
     state = rows(engine)["a"].state
     await book.close()
     assert state == "aborted"
+
+
+@contextmanager
+def slow(engine: Engine) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The next commit says that it is under way, and waits until it is let."""
+    dialect: Any = engine.dialect
+    commit, under_way, let = dialect.do_commit, threading.Event(), threading.Event()
+
+    def do_commit(connection: Any) -> None:
+        under_way.set()
+        let.wait(30)
+        commit(connection)
+
+    dialect.do_commit = do_commit
+    try:
+        yield under_way, let
+    finally:
+        let.set()
+        dialect.do_commit = commit
+
+
+@pytest.mark.parametrize("what", ["book", "settle"])
+async def test_who_waits_longer_than_it_takes_to_give_up_is_told_what_is_just_being_written(
+    engine: Engine, keys: Keys, what: str
+) -> None:
+    """Else it would be told that nothing can be written, and be charged."""
+    book = Ledger(engine, wait=0.2, lease=300)
+    await book.start()
+    asked = entry("a", price=None)
+    if what == "settle":
+        await book.open(asked)
+    with slow(engine) as (under_way, let):
+        asking = asyncio.create_task(getattr(book, what)(asked, outcome()))
+        await asyncio.to_thread(under_way.wait, 30)
+        await asyncio.sleep(0.5)
+        assert not asking.done()
+        let.set()
+        await asking
+    await book.close()
+    assert (rows(engine)["a"].state, rows(engine)["a"].cost) == ("final", 700)
+    check(engine)
+
+
+async def test_who_may_have_been_booked_hears_of_it_when_the_database_is_back(engine: Engine, keys: Keys) -> None:
+    """The reply to the commit was lost: until it is known whether there is a row nobody is told that there is none."""
+    closed: list[str] = []
+    book = Ledger(engine, wait=0.2, lease=300, closed=lambda entry, outcome: closed.append(entry.id))
+    await book.start()
+    with lossy(engine):
+        booking = asyncio.create_task(book.book(entry("a", price=None), outcome()))
+        await asyncio.sleep(0.8)
+        assert not booking.done()
+    await booking
+    await book.close()
+    assert closed == ["a"]
+    assert {name: (row.state, row.cost) for name, row in rows(engine).items()} == {"a": ("final", 700)}
+    check(engine)
+
+
+async def test_who_turns_out_not_to_be_booked_is_told_so(engine: Engine, keys: Keys) -> None:
+    """As on a full disk, where no commit succeeds; and it is not booked later either."""
+    book = Ledger(engine, wait=0.2, lease=300)
+    await book.start()
+    with lossy(engine, done=False), pytest.raises(LedgerUnavailable):
+        await asyncio.wait_for(book.book(entry("a", price=None), outcome()), 30)
+    await book.book(entry("b", price=None), outcome())
+    await book.close()
+    assert set(rows(engine)) == {"b"}
+    check(engine)
+
+
+async def test_a_ledger_that_ends_keeps_nobody_waiting(engine: Engine, keys: Keys) -> None:
+    book = Ledger(engine, wait=0.2, lease=300)
+    await book.start()
+    with lossy(engine):
+        booking = asyncio.create_task(book.book(entry("a", price=None), outcome()))
+        await asyncio.sleep(0.4)
+        await book.close()
+        with pytest.raises(LedgerUnavailable):
+            await booking
 
 
 async def test_a_key_taken_by_a_commit_whose_reply_was_lost_is_free_again(engine: Engine, keys: Keys) -> None:
