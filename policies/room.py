@@ -1,6 +1,5 @@
 """Refusing early: what the engine has no place for has nothing decoded, no row opened and no counter claimed."""
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 
@@ -27,23 +26,23 @@ class Room:
 
     def check(self, tenant: str) -> None:
         """Raise Overloaded where there is no place for a tenant's next request."""
-        now = self._occupancy()
-        if self._coming:
-            waiting = Counter(now.waiting)
-            waiting.update(self._coming.values())
-            now = Occupancy(max(0, now.free - len(self._coming)), waiting)
-        if not now.places(tenant):
+        if not self._occupancy().joined_by(self._coming.values()).places(tenant):
             raise Overloaded(OVERLOADED, retry_after=2)
 
+    def arrived(self, generate: Generate) -> Generate:
+        """The engine's verb, which is to be read at once; whoever comes to it counts no more here, but there."""
+
+        def inside(request: Request) -> Events:
+            self._coming.pop(request.id, None)
+            return generate(request)
+
+        return inside
+
     def around(self, booking: Policy) -> Policy:
-        """The policy that books, for those who have a place to go to; they count until they have arrived behind it."""
+        """The policy that books, for those who have a place to go to; they count until they have `arrived`."""
 
         def wrap(generate: Generate) -> Generate:
-            def arrived(request: Request) -> Events:
-                self._coming.pop(request.id, None)
-                return generate(request)
-
-            booked = booking(arrived)
+            booked = booking(generate)
 
             async def inside(request: Request) -> Events:
                 self.check(request.caller.tenant)

@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from msgspec import Struct
@@ -18,6 +18,14 @@ class Occupancy(Struct, frozen=True, array_like=True):
 
     free: int
     waiting: dict[str, int]
+
+    def joined_by(self, tenants: Collection[str]) -> "Occupancy":
+        """How full it is once one more of each of these waits."""
+        if not tenants:
+            return self
+        waiting = Counter(self.waiting)
+        waiting.update(tenants)
+        return Occupancy(max(0, self.free - len(tenants)), waiting)
 
     def places(self, tenant: str) -> int:
         """How many more of this tenant there is room for, those counted that would give way to it."""

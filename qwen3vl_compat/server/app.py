@@ -121,7 +121,7 @@ def build_service(
     together = bool(settings.cache.redis) and settings.cache.redis == settings.limits.redis
     service.cache = Cache(ways, make_shelf(settings, accounts), together=together)
     service.generate = chain(
-        engine.generate,
+        service.room.arrived(engine.generate),
         cache=service.cache,
         moderation=moderation,
         metering=service.room.around(metering),

@@ -200,6 +200,19 @@ async def test_a_full_queue_gives_way_to_who_has_less_in_it(small: Engine) -> No
     assert isinstance(ended[-1], Completion)
 
 
+async def test_who_asks_counts_at_once_and_who_leaves_no_more(near_small: Engine) -> None:
+    """Also while the prompt is being built; behind a socket it counts when it has come there."""
+    async with all_rows_taken(near_small):
+        for _ in range(3):
+            waiting = [asked(near_small, "a"), asked(near_small, "a")]
+            await asyncio.sleep(0)
+            assert (near_small.occupancy.places("a"), near_small.occupancy.places("b")) == (0, 1)
+            for each in waiting:
+                each.cancel()
+            await asyncio.wait(waiting)
+            assert near_small.occupancy.places("a") == 2
+
+
 async def test_what_waits_too_long_is_never_begun(small: Engine) -> None:
     async with all_rows_taken(small):
         with pytest.raises(Overloaded):

@@ -26,7 +26,7 @@ class Booking:
         self.room = Room(lambda: Occupancy(places, {}))
         self.booked: list[str] = []
         self.left: list[bool] = []
-        self.generate = self.room.around(self)(ScriptedEngine().generate)
+        self.generate = self.room.around(self)(self.room.arrived(ScriptedEngine().generate))
 
     def __call__(self, generate: Generate) -> Generate:
         async def inside(request: Request) -> Events:
@@ -64,6 +64,26 @@ async def test_who_is_being_booked_has_the_place_and_who_has_arrived_has_it_no_m
         assert booking.has_place()
 
 
+async def test_who_is_held_up_between_its_row_and_the_engine_has_the_place_still() -> None:
+    """As while is looked up who moderates its answer."""
+    room, looked_up = Room(lambda: Occupancy(1, {})), asyncio.Event()
+    generate = room.arrived(ScriptedEngine().generate)
+
+    async def moderated(request: Request) -> Events:
+        await looked_up.wait()
+        async with aclosing(generate(request)) as events:
+            async for event in events:
+                yield event
+
+    asking = asyncio.create_task(fold(room.around(lambda behind: behind)(moderated)(ASKED)))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        room.check("acme")
+    looked_up.set()
+    await asking
+    room.check("acme")
+
+
 async def test_who_is_refused_while_being_booked_leaves_the_place_to_others() -> None:
     room = Room(lambda: Occupancy(1, {}))
 
@@ -73,7 +93,7 @@ async def test_who_is_refused_while_being_booked_leaves_the_place_to_others() ->
 
         return inside
 
-    generate = room.around(refusing)(ScriptedEngine().generate)
+    generate = room.around(refusing)(room.arrived(ScriptedEngine().generate))
     for number in range(3):
         with pytest.raises(Overloaded, match="not booked"):
             await fold(generate(replace(ASKED, id=f"r{number}")))
@@ -93,7 +113,7 @@ async def test_who_is_long_in_being_booked_keeps_no_other_tenant_out() -> None:
 
         return inside
 
-    generate = room.around(trying)(ScriptedEngine().generate)
+    generate = room.around(trying)(room.arrived(ScriptedEngine().generate))
     coming = [asyncio.create_task(fold(generate(replace(ASKED, id=f"r{number}")))) for number in range(4)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):

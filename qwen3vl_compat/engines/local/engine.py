@@ -71,6 +71,8 @@ class LocalEngine:
         self._thread = threading.Thread(target=self._own_device, name="device", daemon=True)
         self._waiting: FairQueue[Job] = FairQueue(self._settings.max_waiting)
         """Those of which no Started has come from the device's thread, which has its own order."""
+        self._coming: list[str] = []
+        """The tenants of those whose prompt is being built; they are to wait next."""
 
     @property
     def vision(self) -> VisionSpec:
@@ -159,17 +161,16 @@ class LocalEngine:
 
     @property
     def occupancy(self) -> Occupancy:
-        """The queue, which all pass."""
-        return self._waiting.occupancy
+        """The queue, which all pass, once those who come to it are there."""
+        return self._waiting.occupancy.joined_by(self._coming)
 
     async def generate(self, request: Request) -> Events:
         """Queue the request and pass its events on; closing this ends the generation within a step."""
-        self._check_model(request)
-        self._check_tokens(request)
-        prompt = await asyncio.to_thread(self._prompts.build, request)
-        rules = await self._rules(request, self.room(request, prompt.usage))
-        answers = [self._answer(request, prompt, rules, choice) for choice in range(request.choices)]
-        job = Job(request, prompt, answers)
+        self._coming.append(request.caller.tenant)
+        try:
+            job = await self._job(request)
+        finally:
+            self._coming.remove(request.caller.tenant)
         if self._worker is None or not self.alive:
             raise Overloaded("The model is not running.", retry_after=5)
         self._queue(job)
@@ -181,6 +182,14 @@ class LocalEngine:
             job.cancelled = True
             self._waiting.remove(job.tenant, job)
             self._worker.wake()
+
+    async def _job(self, request: Request) -> Job:
+        self._check_model(request)
+        self._check_tokens(request)
+        prompt = await asyncio.to_thread(self._prompts.build, request)
+        rules = await self._rules(request, self.room(request, prompt.usage))
+        answers = [self._answer(request, prompt, rules, choice) for choice in range(request.choices)]
+        return Job(request, prompt, answers)
 
     def _queue(self, job: Job) -> None:
         """Let it wait, in another's place if need be; raises Overloaded where there is none."""
