@@ -3,7 +3,7 @@
 Encoded they are arrays, a few bytes a token. Answers are kept in that form: a new field goes last, with a default.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from typing import Literal
 
 from msgspec import Struct
@@ -171,9 +171,14 @@ class Completion(Struct, frozen=True):
 
 async def fold(events: AsyncIterator[Event]) -> Completion:
     """Gather a stream of events into the whole answer; this is all that 'not streaming' means."""
+    return folded([event async for event in events if not isinstance(event, Progress)])
+
+
+def folded(events: Iterable[Event]) -> Completion:
+    """The whole answer that these events tell."""
     made: dict[int, list[Delta]] = {}
     ends: dict[int, Finish] = {}
-    async for event in events:
+    for event in events:
         match event:
             case Started() | Progress():
                 pass

@@ -1,26 +1,11 @@
-"""The client's half of OpenAI's chat completions: the body that is sent and the stream that comes back."""
+"""The client's half of OpenAI's chat completions: the body that is sent; `openai_answers` reads what comes back."""
 
 import base64
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
-from qwen3vl_compat.errors import ApiError
-from qwen3vl_compat.events import (
-    Delta,
-    Events,
-    FinishReason,
-    Likely,
-    Logprob,
-    ReasoningDelta,
-    Started,
-    TextDelta,
-    ToolCallDelta,
-    Usage,
-)
 from qwen3vl_compat.messages import (
     Content,
     Frames,
@@ -39,10 +24,11 @@ from qwen3vl_compat.messages import (
     ToolResult,
     Upload,
 )
-from qwen3vl_compat.wire import sse
 from qwen3vl_compat.wire.body import Json
+from qwen3vl_compat.wire.openai_answers import decode_stream
 from qwen3vl_compat.wire.openai_media import PIXELS_OF_A_TOKEN
-from qwen3vl_compat.wire.received import Received
+
+__all__ = ["decode_stream", "encode_request"]
 
 
 def encode_request(request: Request) -> bytes:
@@ -180,126 +166,3 @@ def _url(media: Media) -> str:
             return url
         case Upload(number):
             return number
-
-
-class _Likely(Struct):
-    token: str
-    logprob: float
-    bytes: list[int] | None = None
-
-    def read(self) -> Likely:
-        return Likely(-1, self.token.encode() if self.bytes is None else bytes(self.bytes), self.logprob)
-
-
-class _Logprob(_Likely):
-    top_logprobs: list[_Likely] = []
-
-
-class _Logprobs(Struct):
-    content: list[_Logprob] | None = None
-
-    def read(self) -> tuple[Logprob, ...]:
-        """A token's id is not told on this wire."""
-        return tuple(
-            Logprob(each.read(), tuple(other.read() for other in each.top_logprobs)) for each in self.content or ()
-        )
-
-
-class _CallFunction(Struct, frozen=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _CallDelta(Struct):
-    index: int
-    id: str | None = None
-    function: _CallFunction = _CallFunction()
-
-
-class _Delta(Struct, frozen=True):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[_CallDelta] | None = None
-
-
-class _Details(Struct):
-    type: str = ""
-
-
-class _StreamedChoice(Struct):
-    index: int
-    delta: _Delta = _Delta()
-    logprobs: _Logprobs | None = None
-    finish_reason: FinishReason | None = None
-    finish_details: _Details | None = None
-
-
-class _StreamedUsage(Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: dict[str, Any] | None = None
-    completion_tokens_details: dict[str, Any] | None = None
-
-    def counted(self) -> Usage:
-        details = self.prompt_tokens_details or {}
-        images, videos = (int(details.get(name) or 0) for name in ("image_tokens", "video_tokens"))
-        return Usage(
-            prompt_text=self.prompt_tokens - images - videos,
-            prompt_image=images,
-            cached=details.get("cached_tokens") or 0,
-            prompt_video=videos,
-            completion=self.completion_tokens,
-            reasoning=int((self.completion_tokens_details or {}).get("reasoning_tokens") or 0),
-        )
-
-
-class _Streamed(Struct):
-    choices: list[_StreamedChoice] = []
-    usage: _StreamedUsage | None = None
-    error: dict[str, Any] | None = None
-
-
-async def decode_stream(chunks: AsyncIterator[bytes]) -> Events:
-    """The events of a stream another server sends; its error event is raised as an ApiError.
-
-    Token counts come only at the end of such a stream, so `Started` carries none and a delta counts as one token.
-    """
-    received = Received()
-    yield Started(Usage(prompt_text=0))
-    async for data in sse.decode(chunks):
-        if data == b"[DONE]":
-            break
-        message = msgspec.json.decode(data, type=_Streamed)
-        if message.error is not None:
-            raise _received_error(message.error)
-        if message.usage:
-            received.usage = message.usage.counted()
-        for choice in message.choices:
-            for event in _deltas(received, choice):
-                yield event
-            if choice.finish_reason is not None:
-                details = choice.finish_details.type if choice.finish_details else ""
-                received.end(choice.index, choice.finish_reason, details)
-    for end in received.finishes():
-        yield end
-
-
-def _deltas(received: Received, choice: _StreamedChoice) -> Iterator[Delta]:
-    delta, index = choice.delta, choice.index
-    if thought := delta.reasoning_content or delta.reasoning:
-        yield ReasoningDelta(index, thought, received.count(index))
-    logprobs = choice.logprobs.read() if choice.logprobs else ()
-    if delta.content or logprobs:
-        yield TextDelta(index, delta.content or "", received.count(index), logprobs)
-    for call in delta.tool_calls or ():
-        name, arguments = call.function.name or "", call.function.arguments or ""
-        yield ToolCallDelta(index, call.index, call.id or "", name, arguments, received.count(index))
-
-
-def _received_error(body: dict[str, Any]) -> ApiError:
-    return ApiError(
-        str(body.get("message") or "the other server failed"),
-        status=502,
-        code=str(body.get("code") or "upstream_error"),
-    )
