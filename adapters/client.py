@@ -38,7 +38,7 @@ from qwen3vl_compat.adapters.calling.pictures import LONGEST_SIDE
 from qwen3vl_compat.adapters.calling.prompt import Attachment, Prompt
 from qwen3vl_compat.adapters.calling.sending import Progress
 from qwen3vl_compat.adapters.calling.steps import Steps, T
-from qwen3vl_compat.adapters.calling.transport import AsyncRun, Ended, Run
+from qwen3vl_compat.adapters.calling.transport import AsyncRun, Ended, Run, certificates
 from qwen3vl_compat.events import Choice, Delta, ReasoningDelta, TextDelta, ToolCallDelta, Usage
 from qwen3vl_compat.messages import Message, Sampling, Thinking, Tool, ToolCall
 
@@ -103,7 +103,7 @@ class Qwen3VLClient:
         """
         configuration = Configuration(base_url, api_key, model, timeout, retries, longest_side)
         self._caller = Caller(configuration)
-        self._http = httpx.Client(base_url=configuration.origin)
+        self._http = httpx.Client(base_url=configuration.origin, verify=certificates(configuration.origin))
 
     def generate(
         self,
@@ -217,7 +217,7 @@ class AsyncQwen3VLClient:
         """
         configuration = Configuration(base_url, api_key, model, timeout, retries, longest_side)
         self._caller = Caller(configuration)
-        self._http = httpx.AsyncClient(base_url=configuration.origin)
+        self._http = httpx.AsyncClient(base_url=configuration.origin, verify=certificates(configuration.origin))
 
     async def generate(
         self,

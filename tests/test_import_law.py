@@ -34,6 +34,7 @@ MODEL = ("engines.local", "demo.batches", "demo.blank", "demo.train")
 OWNERS = {
     "litestar": ("server",),
     "langchain_core": ("adapters",),
+    "httpx": ("adapters",),
     "httpcore": ("media.fetch", "server.moderators"),
     "obstore": ("media.store",),
     "python_multipart": ("server.form",),

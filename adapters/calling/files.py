@@ -9,9 +9,11 @@ from msgspec import Struct
 
 from qwen3vl_compat.adapters.calling.failures import InvalidInput, decoded
 from qwen3vl_compat.adapters.calling.sending import Sending, carried_out
-from qwen3vl_compat.adapters.calling.steps import Call, Steps
+from qwen3vl_compat.adapters.calling.steps import Body, Call, Steps, work
 
 FILES = "/v1/files"
+AT_ONCE = 256 * 2**10
+"""Bytes of a file that is read before its request begins."""
 
 
 class RemoteFile(Struct, frozen=True, kw_only=True):
@@ -91,8 +93,11 @@ def uploaded(file: NewFile, life: int | None, sending: Sending) -> Steps[RemoteF
     ]
     name = "".join(each if each.isprintable() and each not in '"\\' else "_" for each in file.name) or "file"
     head.append(f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n')
-    body = ("".join(head).encode(), file.source, f"\r\n--{boundary}--\r\n".encode())
-    size = len(body[0]) + file.size + len(body[2])
+    before, after = "".join(head).encode(), f"\r\n--{boundary}--\r\n".encode()
+    body: Body = (before, file.source, after)
+    if file.size <= AT_ONCE:  # in one piece: a refusal that overtakes the rest of a body is lost with the connection
+        body = (before + (yield from work(file.read)) + after,)
+    size = len(before) + file.size + len(after)
     call = Call(
         method="POST",
         path=FILES,

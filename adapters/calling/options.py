@@ -210,7 +210,14 @@ def schema_text(schema: Mapping[str, Any] | type) -> str:
     try:
         if isinstance(schema, type):
             own = getattr(schema, "model_json_schema", None)
-            return json.dumps(own() if own is not None else msgspec.json.schema(schema), ensure_ascii=False)
+            return json.dumps(_schema_of(schema) if own is None else own(), ensure_ascii=False)
         return json.dumps(dict(schema), ensure_ascii=False)
     except (TypeError, ValueError) as error:
         raise InvalidInput(f"schema: is no JSON Schema ({error})", param="schema") from error
+
+
+def _schema_of(kind: type) -> dict[str, Any]:
+    """A type's own schema, not a mere reference to it."""
+    schema = msgspec.json.schema(kind)
+    reference = schema.pop("$ref", None)
+    return schema if reference is None else {**schema["$defs"][reference.rpartition("/")[2]], **schema}

@@ -1,6 +1,7 @@
 """The sockets that a call's steps are lent: with an event loop and without."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from qwen3vl_compat.events import Delta
 CONNECT_S, WRITE_S = 10.0, 60.0
 BLOCK = 256 * 2**10
 """Bytes of a body that are read and sent at a time."""
+
+
+def certificates(origin: str) -> ssl.SSLContext | bool:
+    """What a server has to prove itself by; nothing is loaded for one that does not, which takes a while."""
+    return True if origin.lower().startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 class Transport:

@@ -44,6 +44,7 @@ from qwen3vl_compat.wire import (
     anthropic_messages,
     generate_content,
     google_client,
+    openai_answers,
     openai_chat,
     openai_client,
 )
@@ -304,6 +305,13 @@ def test_an_answer_survives(name: str, pieces: list[list[str]], rich: bool, size
         assert comparable(got, name) == comparable(await fold(played(events)), name)
 
     asyncio.run(run())
+
+
+@given(pieces=pieces_of, rich=st.booleans())
+def test_a_whole_answer_of_openai_survives(pieces: list[list[str]], rich: bool) -> None:
+    completion = asyncio.run(fold(played(answer(pieces, rich=rich))))
+    body = openai_chat.encode_completion(request_for(len(pieces), rich=rich), completion)
+    assert comparable(openai_answers.decode_completion(body), "openai_chat") == comparable(completion, "openai_chat")
 
 
 async def whole_body(wire: Any, events: list[Event], choices: int = 1) -> dict[str, Any]:
