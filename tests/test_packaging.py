@@ -11,7 +11,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
-WANTED = ("adapters/client.py", "adapters/calling/caller.py", "policies/__init__.py", "py.typed", "demo/chat_template.jinja")
+WANTED = (
+    "adapters/client.py",
+    "adapters/calling/caller.py",
+    "policies/__init__.py",
+    "py.typed",
+    "demo/chat_template.jinja",
+)
 
 
 def build(kind: str, source: Path, into: Path) -> Path:
