@@ -378,7 +378,7 @@ def cached(name: str, redis: str, workers: int, seconds: float) -> list[Row]:
                     | found
                     | {"rows - answers": more}
                 )
-                print(".", end="", flush=True, file=sys.stderr)
+                print(rows[-1], flush=True, file=sys.stderr)
     return rows
 
 
@@ -399,7 +399,7 @@ def missed(redis: str, seconds: float) -> list[Row]:
                 found = wrk(target, folder, bodies, 1, seconds, "b")
                 told = {"miss": f"all policies, {counted}, {synchronous}"} | found
                 rows.append(told | {"commits ms": commits(folder, synchronous)})
-                print(".", end="", flush=True, file=sys.stderr)
+                print(rows[-1], flush=True, file=sys.stderr)
     for row in rows:
         row["added p50 ms"] = round(row["p50 ms"] - rows[1]["p50 ms"], 2)
     return rows

@@ -12,6 +12,8 @@ HEAD_BYTES, HEAD_LINES = 64 * 1024, 100
 """Most bytes and most header lines in the head of a request."""
 HEAD_SECONDS = 20.0
 """Seconds the head of a request may take, counted from the connection or from its first byte on a kept one."""
+LINGER_S, LINGER_BYTES = 5.0, 2**27
+"""So long, and so much, a client that has its answer already may go on sending; nothing of it is looked at."""
 Head = Sequence[tuple[bytes, bytes]]
 Refuse = Callable[[int, bytes, Head], bytes]
 """A whole answer with this status to a request that never became one, by its target and headers as far as they came."""
@@ -38,7 +40,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the first head."""
-        super().connection_made(Corked(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(Corked(transport, self.loop, self._linger))  # type: ignore[arg-type]
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -50,7 +52,12 @@ class Connection(HttpToolsProtocol):
     # ------------------------------------------------------------------------------------------------ heads and bodies
 
     def data_received(self, data: bytes) -> None:
-        """Count what comes while a head is incomplete."""
+        """Count what comes while a head is incomplete; pass over what comes after the last answer."""
+        if self.transport.is_closing():
+            self._read += len(data)
+            if self._read > LINGER_BYTES:
+                self.transport.abort()
+            return
         super().data_received(data)
         if self._head is not None:
             self._read += len(data)
@@ -79,6 +86,11 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if not self._whole and self._head is None:
             self.transport.close()
+
+    def _linger(self) -> float:
+        """Seconds to wait for the end of what the client is sending."""
+        self._read = 0
+        return 0 if self._whole else LINGER_S
 
     def _wait_for_head(self) -> None:
         self._read = 0

@@ -58,6 +58,38 @@ async def test_a_body_nobody_read_ends_the_connection() -> None:
     assert took < 2
 
 
+async def _sends(pieces: int, *, ends: bool) -> bytes:
+    """What a client hears that sends so many MiB of a body which nobody reads, and listens only then."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(_endless, http=connection.with_patience(9), lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        try:
+            size = pieces * 2**20 if ends else 2**40
+            writer.write(b"POST /short HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size)
+            for _ in range(pieces):
+                writer.write(bytes(2**20))
+                await writer.drain()
+            return await asyncio.wait_for(reader.read(), 5)
+        finally:
+            writer.transport.abort()
+            server.should_exit = True
+            await serving
+
+
+async def test_who_is_still_sending_hears_the_answer() -> None:
+    """A connection that is closed on what still comes is reset, and a client forgets what it had been told."""
+    assert (await _sends(20, ends=True)).endswith(b"done\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize(("name", "bound"), [("LINGER_S", 0.2), ("LINGER_BYTES", 2**20)])
+async def test_who_goes_on_sending_is_cut_off(monkeypatch: pytest.MonkeyPatch, name: str, bound: float) -> None:
+    monkeypatch.setattr(connection, name, bound)
+    with pytest.raises(ConnectionError):
+        await _sends(2000, ends=False)
+
+
 async def _no_app(scope: Any, receive: Any, send: Any) -> None:
     raise AssertionError("nothing was asked")
 
