@@ -62,7 +62,13 @@ class ServerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     anonymous_anywhere: bool = False
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks whose X-Forwarded-For tells where a request comes from."""
-    cors_origins: tuple[Annotated[str, Meta(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = ()
+    cors_origins: tuple[
+        Annotated[
+            str,
+            Meta(pattern=r"^(\*|https?://[^/\s]+)$", description="an origin as https://app.example.org, or *"),
+        ],
+        ...,
+    ] = ()
     """Origins (`https://app.example.org`) whose pages may call this server from a browser; `*` is all."""
     max_body: Positive = 90 * 2**20
     """Bytes of a request; base64 makes 86 MB of the largest video it may hold."""

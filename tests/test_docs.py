@@ -7,6 +7,7 @@ import pytest
 
 from qwen3vl_compat import cli
 from qwen3vl_compat.accounts.database import open_database
+from qwen3vl_compat.settings import load_settings
 from qwen3vl_compat.wire.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,13 @@ def test_the_readmes_commands_run(tmp_path: Path, capsys: pytest.CaptureFixture[
             cli.main([*words, "--state-dir", str(tmp_path / "state")])
     printed = capsys.readouterr().out
     assert re.search(r"sk-\w{12}-[\w-]{43}", printed)
+
+
+def test_the_example_of_moderators_is_one(tmp_path: Path) -> None:
+    text = (ROOT / "docs/moderation.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```toml\n(.+?)```", text, re.DOTALL)
+    (tmp_path / "q.toml").write_text(example, encoding="utf-8")
+    assert load_settings(tmp_path / "q.toml", environment={}).moderation.names == ("words", "openai")
 
 
 def test_the_readmes_links_lead_somewhere() -> None:

@@ -76,6 +76,7 @@ SERVICE = '[[moderation.moderators]]\nkind = "service"\n'
         ("[server]\ngrace = 'long'", "server.grace: expected float, got str"),
         ("[media]\nports = [80, 'x']", "media.ports (number 2): expected int, got str"),
         ("[media]\nallow_networks = ['x']", "media.allow_networks: x is no network as 10.0.0.0/8"),
+        ("[server]\ncors_origins = ['*', 'x']", "server.cors_origins (number 2): must be an origin as https://app"),
         ("[ledger]\nsynchronous = 'fast'", "ledger.synchronous: must be one of FULL, NORMAL, not 'fast'"),
         ("[ledger]\ncurrency = 'usd'", "ledger.currency: must be three capital letters, as USD"),
         ("[ledger]\nurl = 'mysql://me:secret@x'", "ledger.url: must be an address as postgresql://"),
