@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.accounts.terms import Unfit
-from qwen3vl_compat.settings_errors import expected_of
+from qwen3vl_compat.settings import expected_of
 
 T = TypeVar("T", bound=Struct)
 Differences = dict[str, Any]
