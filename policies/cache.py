@@ -8,9 +8,9 @@ what was made for another pays the price of cached tokens, and has a row of its 
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Raw, Struct
@@ -177,10 +177,14 @@ class Cache:
         flight.join()
         if gathered.request.freshness.read:
             self._flights[name] = flight
-        task = asyncio.create_task(self._land(name, flight))
+        self._begin(self._land(name, flight))
+        return flight
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done for which nobody's answer waits."""
+        task = asyncio.create_task(work)
         self._landing.add(task)
         task.add_done_callback(self._landing.discard)
-        return flight
 
     async def _land(self, name: str, flight: Flight) -> None:
         """Keep what a generation has made; until it is kept, others join it."""
@@ -227,9 +231,27 @@ class Cache:
         if decision.refused is not None:
             raise refusal_of(decision)
         headers = await hit.book(decision)
+        if kept and not request.stream and form_of(request.wire, request) not in answer.bodies:
+            self._begin(self._keep_form(kept, request))
         age = ("age", str(int(self.shelf.age(answer))))
         async for event in _told(_replayed(events), (*HIT, age, *headers), kept):
             yield event
+
+    async def _keep_form(self, name: str, request: Request) -> None:
+        """Keep an answer as it goes out to this request too, so that the next one like it takes the short way."""
+        assert self.shelf is not None
+        try:
+            answer, form = await self.shelf.find(name), form_of(request.wire, request)
+            if answer is not None and form not in answer.bodies:
+                first = replace(request, id=answer.id, created=answer.created)
+                body = self._body(first, await fold(_replayed(answer.replay())))
+                await self.shelf.keep(name, replace(answer, bodies={**answer.bodies, form: body}))
+        except Exception:
+            log.exception("an answer could not be kept in another form")
+
+    def _body(self, request: Request, completion: Completion) -> bytes:
+        """A whole answer as it goes out when it is given again."""
+        return self._ways.encode(request, replace(completion, usage=as_cached(completion.usage)))
 
     async def _answer(self, flight: Flight) -> Answer | None:
         """What has come, as it is kept; None for what is not to be given again."""
@@ -243,7 +265,6 @@ class Cache:
             return None
         completion = await fold(_replayed(events))
         said = [[each.reasoning, each.text, *(call.arguments for call in each.calls)] for each in completion.choices]
-        body = self._ways.encode(request, replace(completion, usage=as_cached(completion.usage)))
         return Answer(
             made_at=self.shelf.now_ms(),
             usage=completion.usage,
@@ -253,7 +274,7 @@ class Cache:
             events=Raw(msgspec.msgpack.encode(together(events))),
             id=request.id,
             created=request.created,
-            bodies={form_of(request.wire, request): body},
+            bodies={form_of(request.wire, request): self._body(request, completion)},
         )
 
 

@@ -60,8 +60,8 @@ class Store(Protocol):
         """The value, if it is there still."""
         ...
 
-    async def put(self, name: str, value: bytes) -> None:
-        """Keep a value."""
+    async def put(self, name: str, value: bytes, life: float) -> None:
+        """Keep a value for so many seconds."""
         ...
 
     async def close(self) -> None:
@@ -113,10 +113,10 @@ class Shelf:
         return None if value is None else self.open(name, value, max_age)
 
     async def keep(self, name: str, answer: Answer) -> None:
-        """Put an answer there, unless it is too large."""
-        value = self.seal(name, answer)
-        if len(value) <= self._settings.max_bytes:
-            await self.store.put(name, value)
+        """Put an answer there for what is left of its life, unless it is too large."""
+        value, left = self.seal(name, answer), self._settings.life - self.age(answer)
+        if len(value) <= self._settings.max_bytes and left > 0:
+            await self.store.put(name, value, left)
 
     def _mark(self, name: str, value: bytes | memoryview) -> bytes:
         mark = hashlib.blake2b(name.encode(), key=self._secret, digest_size=SEAL)
@@ -144,4 +144,4 @@ def make_store(settings: CacheSettings) -> Store | None:
             return RedisStore(settings)
         except ValueError as error:
             raise SettingsError(f"cache.redis cannot be used: {error}.") from None
-    return MemoryStore(int(settings.memory * 2**20), settings.life) if settings.memory else None
+    return MemoryStore(int(settings.memory * 2**20)) if settings.memory else None

@@ -9,10 +9,10 @@ OVERHEAD = 200
 
 
 class MemoryStore:
-    """At most so many bytes, each value for so many seconds."""
+    """At most so many bytes."""
 
-    def __init__(self, most: int, life: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._most, self._life, self._clock = most, life, clock
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock = most, clock
         self._values: OrderedDict[str, tuple[bytes, float]] = OrderedDict()
         self.size = 0
 
@@ -24,11 +24,11 @@ class MemoryStore:
         self._values.move_to_end(name)
         return value
 
-    async def put(self, name: str, value: bytes) -> None:
+    async def put(self, name: str, value: bytes, life: float) -> None:
         self._drop(name)
         if len(value) + OVERHEAD > self._most:
             return
-        self._values[name] = value, self._clock() + self._life
+        self._values[name] = value, self._clock() + life
         self.size += len(value) + OVERHEAD
         while self.size > self._most:
             self._drop(next(iter(self._values)))

@@ -20,7 +20,6 @@ class RedisStore:
     def __init__(self, settings: CacheSettings) -> None:
         """Raises ValueError for a URL that is none."""
         self._line, self._wait = Line(settings.redis), settings.redis_wait
-        self._life = max(1, int(settings.life * 1000))
         self._lost, self._refused = False, False
         self._again_at = 0.0
 
@@ -28,8 +27,8 @@ class RedisStore:
         value = await self._call("GET", PREFIX + key_of(name))
         return value if isinstance(value, bytes) else None
 
-    async def put(self, name: str, value: bytes) -> None:
-        if await self._call("SET", PREFIX + key_of(name), value, "PX", self._life) is not None:
+    async def put(self, name: str, value: bytes, life: float) -> None:
+        if await self._call("SET", PREFIX + key_of(name), value, "PX", max(1, int(life * 1000))) is not None:
             self._refused = False
 
     async def close(self) -> None:

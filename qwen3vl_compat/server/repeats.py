@@ -161,7 +161,7 @@ class Repeats:
 
 
 def _fitting(recipe: Recipe, seal: bytes, answer: Answer) -> Known | None:
-    """What is known of an answer that may be told in this form; what was kept for another wire is not."""
+    """What is known of an answer that may be told in this form; it may not be kept in it yet."""
     assert recipe.terms.passes is not None
     fits = recipe.form in answer.bodies and recipe.terms.passes(answer.text)
     return Known(seal, Taken(answer.usage, answer.pictures, answer.finish)) if fits else None

@@ -56,7 +56,7 @@ LIGHT = encoded(PIXELS, "PNG", compress_level=1)
 USUAL = MediaLimits()
 PDF = b"%PDF-1.4\n"
 MP4 = b"\0\0\0\x18ftypisom\0\0\0\0isommp42"
-SHELF = Shelf(MemoryStore(2**20, 60), b"of the installation", CacheSettings())
+SHELF = Shelf(MemoryStore(2**20), b"of the installation", CacheSettings())
 
 
 def policy(limits: MediaLimits) -> MediaPolicy:

@@ -36,7 +36,7 @@ ANSWER = Answer(
 
 
 def shelf(secret: bytes = SECRET, now: float = 1001.0, life: float = 60) -> Shelf:
-    return Shelf(MemoryStore(2**20, life), secret, CacheSettings(life=life), lambda: now)
+    return Shelf(MemoryStore(2**20), secret, CacheSettings(life=life), lambda: now)
 
 
 def test_what_was_sealed_is_opened_again() -> None:
@@ -102,8 +102,18 @@ def test_an_answer_is_given_again_while_it_is_young_enough(age: float, max_age: 
     assert (found is not None) is opened
 
 
+@pytest.mark.parametrize(("age", "left"), [(0, 60), (41, 19), (60, None), (-5, 60)])
+async def test_an_answer_is_kept_for_the_rest_of_its_life(age: float, left: float | None) -> None:
+    """However often it is put there."""
+    store = MemoryStore(2**20, Clock())
+    kept = Shelf(store, SECRET, CacheSettings(life=60), lambda: 1000 + age)
+    for _ in range(2):
+        await kept.keep("n", ANSWER)
+        assert [until for _, until in store._values.values()] == ([] if left is None else [left])
+
+
 async def test_an_answer_that_is_too_large_is_not_kept() -> None:
-    small = Shelf(MemoryStore(2**20, 60), SECRET, CacheSettings(max_bytes=300), lambda: 1001)
+    small = Shelf(MemoryStore(2**20), SECRET, CacheSettings(max_bytes=300), lambda: 1001)
     await small.keep("n", ANSWER)
     assert await small.find("n") == ANSWER
     await small.keep("m", replace(ANSWER, text="x" * 300))
@@ -137,7 +147,7 @@ class Clock:
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 400), st.booleans(), st.integers(0, 20))))
 def test_memory_holds_no_more_than_it_may_and_nothing_that_is_over(did: Sequence[tuple[str, int, bool, int]]) -> None:
     clock, most = Clock(), 3 * (100 + OVERHEAD)
-    store, put = MemoryStore(most, 10, clock), dict[str, tuple[bytes, float]]()
+    store, put = MemoryStore(most, clock), dict[str, tuple[bytes, float]]()
 
     async def tried() -> None:
         for key, size, reads, later in did:
@@ -146,7 +156,7 @@ def test_memory_holds_no_more_than_it_may_and_nothing_that_is_over(did: Sequence
                 found = await store.get(key)
                 assert found is None or (found, put[key][1] > clock.now) == (put[key][0], True)
             else:
-                await store.put(key, bytes(size))
+                await store.put(key, bytes(size), 10)
                 put[key] = bytes(size), clock.now + 10
             assert store.size == sum(len(value) + OVERHEAD for value, _ in store._values.values()) <= most
 
@@ -154,21 +164,21 @@ def test_memory_holds_no_more_than_it_may_and_nothing_that_is_over(did: Sequence
 
 
 async def test_the_longest_unused_is_given_up_first() -> None:
-    store = MemoryStore(3 * (10 + OVERHEAD), 60)
+    store = MemoryStore(3 * (10 + OVERHEAD))
     for key in "abc":
-        await store.put(key, bytes(10))
+        await store.put(key, bytes(10), 60)
     assert await store.get("a")
-    await store.put("d", bytes(10))
+    await store.put("d", bytes(10), 60)
     assert [key for key in "abcd" if await store.get(key)] == ["a", "c", "d"]
 
 
 async def test_what_does_not_fit_at_all_costs_nothing_else_its_place() -> None:
-    store = MemoryStore(3 * (10 + OVERHEAD), 60)
-    await store.put("a", bytes(10))
-    await store.put("b", bytes(5000))
+    store = MemoryStore(3 * (10 + OVERHEAD))
+    await store.put("a", bytes(10), 60)
+    await store.put("b", bytes(5000), 60)
     assert await store.get("a")
     assert await store.get("b") is None
-    await store.put("a", bytes(5000))
+    await store.put("a", bytes(5000), 60)
     assert await store.get("a") is None, "what was there before is not the answer any more"
 
 

@@ -491,9 +491,46 @@ def _refusal(answer: httpx.Response) -> Any:
     return error
 
 
+THINKING = (GOOGLE[0], {
+    "contents": GOOGLE[1]["contents"],
+    "generationConfig": {"temperature": 0, "maxOutputTokens": 50, "thinkingConfig": {"includeThoughts": True}},
+})  # fmt: skip
+FORMS: dict[str, tuple[Call, Call]] = {
+    "openai's for google": (OPENAI, GOOGLE),
+    "google's for openai": (GOOGLE, OPENAI),
+    "google's with thoughts": (GOOGLE, THINKING),
+}
+
+
+@pytest.mark.parametrize("forms", FORMS)
+async def test_an_answer_that_was_kept_in_another_form_is_kept_in_this_one_too(house: Repeating, forms: str) -> None:
+    """From the second time on; what is kept ends when it would have ended, and the first form is there still."""
+    first, other = FORMS[forms]
+    cache = house.service.cache
+    assert cache.shelf is not None
+    values = cache.shelf.store._values  # type: ignore[attr-defined]
+    await house.learnt(first)
+    ((name, (_, until)),) = values.items()
+    found = await cache.look(name)
+    long = await house.long(other)
+    await asyncio.gather(*cache._landing)
+    short = await house.short(other)
+    assert told(long) == told(short)
+    assert told(short)["x-cache"] == "hit"
+    same = json.loads(long.text.replace(long.headers["x-request-id"], short.headers["x-request-id"]))
+    assert short.json() | {"created": 0} == same | {"created": 0}
+    await house.ask(first)
+    await house.short(first)
+    again = await cache.look(name)
+    assert found is not None
+    assert again is not None
+    assert len(again[1].bodies) == 2
+    assert again[1].made_at == found[1].made_at
+    assert values[name][1] == pytest.approx(until, abs=1)
+
+
 @pytest.mark.parametrize("wire", WIRES)
 async def test_an_answer_that_was_kept_for_the_other_wire_counts_once(house: Repeating, wire: str) -> None:
-    """Its bytes are not those that go out here, so each time it is told from its events."""
     other = WIRES["google" if wire == "openai" else "openai"]
     await house.learnt(other)
     key = house.new_key(tokens=100 * TOKENS)
