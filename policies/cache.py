@@ -211,6 +211,9 @@ class Cache:
     async def _followed(self, request: Request, flight: Flight, started: Started, kept: str) -> Events:
         """The same, as others hear it."""
         usage, metering = as_cached(started.usage), self._ways.metering
+        # What was let pass with the first one's words or pictures is not noted again with its answer.
+        notes = [note for note in flight.request.moderation.split(";") if note not in request.moderation.split(";")]
+        request = replace(request, moderation=";".join(filter(None, (request.moderation, *notes))))
         try:
             metered = metering.following(request, usage, pictures_of(flight.request), _cached(flight.read()))
             async with aclosing(_told(metered, HIT, kept)) as events:

@@ -26,7 +26,8 @@ from qwen3vl_compat.errors import (
 from qwen3vl_compat.events import Event, Events, Finish, Started, TextDelta, Usage, fold
 from qwen3vl_compat.messages import Caller, Freshness, Idempotency, Media, Message, Request, Sampling, Text
 from qwen3vl_compat.policies.caching.flight import Flight
-from qwen3vl_compat.settings import Quotas
+from qwen3vl_compat.settings import ModerationSettings, ModeratorSettings, Quotas, Settings
+from tests.moderator import moderating
 from tests.server.test_app import House
 
 SAID = "You said: good day"
@@ -107,9 +108,9 @@ async def _each(events: Iterable[Event]) -> Events:
 class Flying(House):
     """A server's chain of policies around an engine that can be held."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
         self.engine = Held()
-        super().__init__(folder, engine=self.engine)
+        super().__init__(folder, settings, self.engine)
         self.accounts.prices.set("*", text_in="10", cached_in="3", out="40", reasoning="50", per_request="0.007")
         self.number = 0
 
@@ -411,6 +412,30 @@ async def test_a_follower_may_hang_up_while_it_waits_for_the_first_word(house: F
     house.engine.let()
     assert await leader.task == SAID
     assert set(house.rows()) == {leader.request.id}
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["looked at", "let pass"])
+async def test_what_moderators_could_not_look_at_is_noted_of_all(tmp_path: Path, seen: bool) -> None:
+    """Of the answer that all hear; what was noted of it already with the first one's words is noted of the others."""
+    with moderating() as moderator:
+        service = ModeratorSettings(kind="service", url=moderator.url, stages=("before", "after"))
+        terms = ModerationSettings(on_failure="open", moderators=(service,))
+        house = Flying(tmp_path / "state", Settings(moderation=terms))
+        await house.service.open_books()
+        moderator.mode = "well" if seen else "500"
+        leader = house.ask(house.caller())
+        await until(lambda: house.engine.running == 1)
+        moderator.mode = "well"
+        follower = house.ask(house.caller())
+        await until(lambda: [flight._readers for flight in house.service.cache._flights.values()] == [2])
+        moderator.mode = "500"
+        house.engine.let()
+        assert await leader.task == await follower.task == SAID
+        rows = house.rows()
+        await house.service.close()
+        house.accounts.database.dispose()
+    assert [rows[each.request.id].cache for each in (leader, follower)] == ["miss", "hit"]
+    assert [rows[each.request.id].moderation for each in (leader, follower)] == ["service:unavailable"] * 2
 
 
 WHOLE: list[Event] = [
