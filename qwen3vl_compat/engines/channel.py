@@ -51,6 +51,10 @@ class Channel(asyncio.BufferedProtocol, Generic[T]):
         self._transport.close()
         await self._ended.wait()
 
+    def abort(self) -> None:
+        """End at once: the other end takes nothing."""
+        self._transport.abort()
+
     @property
     def open_still(self) -> bool:
         """Whether what is sent has a chance to arrive."""

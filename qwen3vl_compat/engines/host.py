@@ -27,6 +27,7 @@ from qwen3vl_compat.engines.protocol import (
     FromFront,
     Full,
     Generate,
+    Heard,
     Piece,
     Reply,
     Share,
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.2
 """Seconds between two signs of life."""
+UNHEARD = 300
+"""Signs of life of ours (a minute) after which a front that has said nothing meanwhile is given up."""
 
 Figured = Callable[[], Iterable[Metric]]
 
@@ -98,6 +101,7 @@ class _Front:
         self._windows: dict[int, asyncio.Semaphore] = {}
         self._shares: dict[int, Share] = {}
         self._told: Occupancy | None = None
+        self._unheard = 0
 
     async def serve(self, end: socket.socket) -> None:
         await self._channel.open(end)
@@ -106,6 +110,11 @@ class _Front:
             while not self._gone.is_set():
                 self.tell()
                 self._channel.send(Beat(self._host.ready and self._engine.alive))
+                self._unheard += 1  # not a clock's time: where all processes were stopped, none has missed anything
+                if self._unheard > UNHEARD:
+                    log.error("a front says nothing any more; the connection to it is given up")
+                    self._channel.abort()
+                    break
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._gone.wait(), BEAT_S)
         finally:
@@ -123,7 +132,10 @@ class _Front:
         self._told = now
 
     def _take(self, message: FromFront) -> None:
+        self._unheard = 0
         match message:
+            case Heard():
+                pass
             case Generate():
                 arriving = self._arriving[message.number] = Arriving(message.request, message.patches)
                 self._begin_if_whole(message.number, arriving)

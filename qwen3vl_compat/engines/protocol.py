@@ -80,7 +80,11 @@ class Aside(Struct, frozen=True, tag="aside", array_like=True):
     words: bytes
 
 
-FromFront = Count | Check | Collect | Generate | Piece | Took | Cancel | Aside
+class Heard(Struct, frozen=True, tag="heard", array_like=True):
+    """A Beat was heard: the front's own sign of life."""
+
+
+FromFront = Count | Check | Collect | Generate | Piece | Took | Cancel | Aside | Heard
 
 # ----------------------------------------------------------------------------------------- from the engine's process
 

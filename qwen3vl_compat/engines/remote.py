@@ -28,6 +28,7 @@ from qwen3vl_compat.engines.protocol import (
     FromEngine,
     Full,
     Generate,
+    Heard,
     Piece,
     Reply,
     Share,
@@ -225,6 +226,7 @@ class RemoteEngine:
             case Full():
                 self._occupancy = message.occupancy
             case Beat():
+                self._channel.send(Heard())
                 self._alive = message.alive
                 if message.alive:
                     self._begun.set()

@@ -104,8 +104,7 @@ def main() -> None:
     for each in (end, listener):
         os.set_inheritable(each.fileno(), False)
     said = sys.stdin.buffer.read()
-    if not said:  # whoever started this is gone already
-        sys.exit(1)
+    os.ftruncate(sys.stdin.fileno(), 0)  # a file of its own: what this starts finds no secrets there
     settings = msgspec.msgpack.decode(said, type=Settings)
     begin_log(settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -82,12 +82,13 @@ class Fronts:
             await asyncio.wait({up, ended, self._refusal}, return_when=asyncio.FIRST_COMPLETED)
             if self._refusal.done():
                 raise SettingsError(self._refusal.result())
-            self._started()
+            if self._up.is_set():
+                self._started()
             await ended
         finally:
             self._stopped.set()
             self._kill()
-            await ended
+            await asyncio.gather(*keeping, return_exceptions=True)  # what one of them has raised is told already
             await self._engine.close()
 
     def _take_signal(self, number: int, frame: FrameType | None) -> None:
@@ -180,16 +181,15 @@ def _beside(address: socket.socket) -> socket.socket:
 
 def _start(settings: Settings, end: socket.socket, listener: socket.socket) -> subprocess.Popen[bytes]:
     """A front with these two sockets, which is told the settings: they hold secrets, so not in its arguments."""
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-P", "-m", "qwen3vl_compat.server.front", str(end.fileno()), str(listener.fileno())],
-        stdin=subprocess.PIPE,
-        pass_fds=(end.fileno(), listener.fileno()),
-        process_group=0,  # a terminal's Ctrl-C is for the process that was started; it tells the others
-    )
-    assert process.stdin is not None
-    with suppress(OSError), process.stdin:
-        process.stdin.write(msgspec.msgpack.encode(settings))
-    return process
+    with os.fdopen(os.memfd_create("settings"), "w+b") as told:  # a pipe would keep this process until it is read
+        told.write(msgspec.msgpack.encode(settings))
+        told.seek(0)
+        return subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-m", "qwen3vl_compat.server.front", str(end.fileno()), str(listener.fileno())],
+            stdin=told,
+            pass_fds=(end.fileno(), listener.fileno()),
+            process_group=0,  # a terminal's Ctrl-C is for the process that was started; it tells the others
+        )
 
 
 def serve(settings: Settings, engine: Engine, address: socket.socket, started: Callable[[], None]) -> None:

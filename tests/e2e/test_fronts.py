@@ -275,6 +275,20 @@ def test_what_a_front_cannot_start_for_ends_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_front_that_hangs_is_replaced(tmp_path: Path) -> None:
+    """It takes more than a minute: a front that is only slow is none that hangs."""
+    with serving(tmp_path, "--workers", "2", environment=SCRIPTED) as served:
+        hanging, living = fronts(served)
+        hanging.suspend()
+        until(lambda: len({front.pid for front in fronts(served)} - {hanging.pid, living.pid}) == 1, 150)
+        assert "a front says nothing any more" in served.log()
+        assert "front 1 was ended by signal 9" in served.log()
+        assert living.is_running()
+        with client_of(served, next(each for each in fronts(served) if each.pid != living.pid)) as new:
+            until(lambda: new.get("/readyz").status_code == 200)
+
+
+@pytest.mark.slow
 def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", environment=SCRIPTED) as served, both(served) as clients:
         left = fronts(served)

@@ -1,6 +1,7 @@
 """An engine behind a socket: what is peculiar to that. tests/contracts asks it what every engine is asked."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -13,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 
 from qwen3vl_compat import errors
 from qwen3vl_compat.engines import EngineUnusable, channel, protocol, remote
+from qwen3vl_compat.engines import host as host_module
 from qwen3vl_compat.engines.channel import Channel
 from qwen3vl_compat.engines.host import Host
 from qwen3vl_compat.engines.local.engine import LocalEngine
@@ -440,6 +442,27 @@ async def test_closing_gives_up_what_is_asked_and_words_still_go_through(near: T
     await far.disconnect()
     await serving
     assert heard == [b"words"]
+
+
+async def test_a_front_that_says_nothing_is_given_up(near: Tried, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where no more can be sent to it; a process that was stopped is such a one."""
+    monkeypatch.setattr(host_module, "UNHEARD", 3)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(2**16))
+        await asyncio.wait_for(Host(near).serve(ours), 30)
+
+
+async def test_a_front_that_has_nothing_to_ask_is_heard_all_the_same(
+    near: Tried, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_module, "UNHEARD", 3)
+    async with across(Host(near)) as far:
+        await asyncio.sleep(10 * host_module.BEAT_S)
+        assert not far.lost.is_set()
 
 
 async def test_figures_are_the_engines_and_what_is_told_beside() -> None:
