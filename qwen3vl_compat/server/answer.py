@@ -228,7 +228,7 @@ def _asked(service: Service, exchange: Exchange, request: Request) -> Request:
     """The request with all that is known of it; what would find no engine or no place is refused here, for little."""
     service.check_ready()
     request = replace(_known(service, exchange, request), seconds=allowed(service, exchange))
-    if not service.cache.looks_for(request):
+    if not (request.freshness.read and service.cache.looks_for(request)):  # else an answer may be here already
         service.check_room(exchange)
     return request
 

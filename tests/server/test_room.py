@@ -14,7 +14,8 @@ from qwen3vl_compat.accounts.tables import ledger
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.events import Started
 from qwen3vl_compat.messages import Caller, Message, Request, Text
-from qwen3vl_compat.settings import ModelSettings, Settings
+from qwen3vl_compat.settings import ModelSettings, ModerationSettings, ModeratorSettings, Settings
+from tests.moderator import moderating
 from tests.server.test_app import House
 
 SMALL = Settings(model=ModelSettings(max_rows=4, max_waiting=1))
@@ -70,6 +71,29 @@ async def test_nothing_is_decoded_and_nothing_booked(house: House, more: dict[st
             assert answer.json()["error"]["code"] == "server_is_overloaded"
     assert house.service.sandbox._places.free == [None, None], "a decoding child was started"
     assert rows(house) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "headers", "asked"),
+    [({}, {}, 0), ({"temperature": 0}, {"cache-control": "no-cache"}, 0), ({"temperature": 0}, {}, 1)],
+    ids=["drawn", "wanted anew", "perhaps kept"],
+)
+async def test_who_needs_a_place_is_refused_before_moderators_are_asked(
+    tmp_path: Path, more: dict[str, Any], headers: dict[str, str], asked: int
+) -> None:
+    """Only what may be here already is shown to them first."""
+    with moderating() as moderator:
+        service = ModeratorSettings(kind="service", url=moderator.url, stages=("before",))
+        moderation = ModerationSettings(moderators=(service,))
+        house = House(tmp_path / "state", Settings(model=SMALL.model, moderation=moderation))
+        await house.service.open_books()
+        async with AsyncExitStack() as stack, house.client() as client:
+            await fill(house, stack)
+            answer = await client.post(CHAT, json=chat(text("Hi"), **more), headers=headers)
+        await house.service.close()
+        house.accounts.database.dispose()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_is_overloaded")
+    assert len(moderator.asked) == asked
 
 
 async def test_what_was_answered_before_is_answered_again(house: House) -> None:
