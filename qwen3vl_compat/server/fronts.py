@@ -133,8 +133,10 @@ class Fronts:
         try:
             with theirs, _beside(self._address) as listener:
                 process = self._processes[number] = _start(self._settings, theirs, listener)
-        except OSError as error:
+        except Exception as error:
             ours.close()
+            if not isinstance(error, OSError):
+                raise
             return f"could not be started ({error.strerror})"
         await self._host.serve(ours, lambda words: self._hear(number, words))
         self._serving.discard(number)
