@@ -1,5 +1,6 @@
 """The moderators that the settings name, and the connections to those that are elsewhere."""
 
+import asyncio
 import os
 import re
 import ssl
@@ -67,15 +68,19 @@ class Questions:
     async def _posted(self, body: bytes) -> bytes:
         pool = self._connections()
         headers = [("Host", _authority(self._url)), *self._headers, ("Content-Length", str(len(body)))]
-        async with pool.stream("POST", self._url, headers=headers, content=body) as response:
-            if response.status != 200:  # a redirect too: it would lead the key elsewhere
-                raise BadAnswer(f"it answers with status {response.status}")
-            answer = bytearray()
-            async for piece in response.aiter_stream():
-                answer += piece
-                if len(answer) > MOST_BYTES:
-                    raise BadAnswer(f"its answer is larger than {MOST_BYTES} bytes")
-            return bytes(answer)
+        try:
+            async with pool.stream("POST", self._url, headers=headers, content=body) as response:
+                if response.status != 200:  # a redirect too: it would lead the key elsewhere
+                    raise BadAnswer(f"it answers with status {response.status}")
+                answer = bytearray()
+                async for piece in response.aiter_stream():
+                    answer += piece
+                    if len(answer) > MOST_BYTES:
+                        raise BadAnswer(f"its answer is larger than {MOST_BYTES} bytes")
+                return bytes(answer)
+        except asyncio.CancelledError:
+            await _close_forgotten(pool)
+            raise
 
     def _connections(self) -> httpcore.AsyncConnectionPool:
         """Made in the loop that uses them."""
@@ -110,6 +115,16 @@ def _service(settings: ModeratorSettings, note: Note) -> Service:
         raise SettingsError(f"The key of the moderator '{name}' holds characters that no header can.")
     questions = Questions(settings.url, key, settings.model)
     return Service(settings, questions.ask, questions.close, note=note)
+
+
+async def _close_forgotten(pool: httpcore.AsyncConnectionPool) -> None:
+    """Close connections that were opened for a question given up before it was sent: the pool would keep them for ever.
+
+    One that is another's gets closed with them now and then; the pool then opens a new one for it.
+    """
+    for connection in pool.connections:
+        if ", NEW," in connection.info():
+            await connection.aclose()
 
 
 def _authority(url: httpcore.URL) -> str:

@@ -155,6 +155,46 @@ async def test_questions_that_were_given_up_take_no_room() -> None:
         await questions.close()
 
 
+async def test_a_question_given_up_at_any_moment_leaves_no_connection() -> None:
+    """So many turns of the loop after it was begun; as many at once as there can be connections."""
+    begun = 0
+
+    async def behave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal begun
+        begun += 1
+        await asyncio.sleep(60)
+
+    async with serving(behave) as server:
+        questions = Questions(server.url(), "", "m")
+        pool = questions._connections()
+        for turns in range(100):
+            asked = [asyncio.create_task(questions.ask(["x"], [])) for _ in range(CONNECTIONS)]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in asked:
+                task.cancel()
+            await asyncio.wait(asked)
+            assert [each for each in pool.connections if not each.is_closed()] == [], turns
+            if begun:  # by now they are sent
+                break
+        await questions.close()
+    assert begun
+
+
+async def test_a_question_beside_one_that_is_given_up_is_answered() -> None:
+    async with serving(GOOD) as server:
+        for turns in range(30):
+            questions = Questions(server.url(), "", "m")
+            given_up, other = (asyncio.create_task(questions.ask(["x"], [])) for _ in range(2))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            given_up.cancel()
+            async with asyncio.timeout(10):
+                assert (await other).flagged, turns
+            await asyncio.wait({given_up})
+            await questions.close()
+
+
 async def test_names_of_categories_that_the_ledger_could_not_hold_are_left_out() -> None:
     told = {"results": [{"flagged": True, "categories": {"a;b": True, "x\n": True, "self-harm/intent": True}}]}
     async with serving(answer(json.dumps(told).encode())) as server:
