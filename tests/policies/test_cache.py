@@ -162,6 +162,7 @@ ELSE: dict[type[Struct], dict[str, list[Any]]] = {
         "created": [2],
         "stream": [True],
         "stream_usage": [True],
+        "alias": ["gpt-4o"],
         "ignored": [("user",)],
         "wire": ["openai", "google"],
         "idempotency": [Idempotency("a", "b")],
