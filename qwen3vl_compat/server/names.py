@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from qwen3vl_compat.messages import ModelInfo
 from qwen3vl_compat.settings import SettingsError
 
+LONGEST = 200
+"""Characters of a name that is known by its beginning."""
+
 
 class Names:
     """The served models by every name that a client may use."""
@@ -26,7 +29,9 @@ class Names:
     def find(self, name: str) -> ModelInfo | None:
         """The model of that name; of beginnings the longest counts."""
         found = self._names.get(name)
-        return found or next((model for beginning, model in self._beginnings if name.startswith(beginning)), None)
+        if found or len(name) > LONGEST:  # answers and what is kept of them bear it
+            return found
+        return next((model for beginning, model in self._beginnings if name.startswith(beginning)), None)
 
     @property
     def listed(self) -> Mapping[str, ModelInfo]:

@@ -22,6 +22,7 @@ ALIASES = {"gpt-4o": "qwen3-vl", "gpt-*": "other", "gpt-5*": "qwen3-vl", "gemini
     [
         ("qwen3-vl", "qwen3-vl"), ("other", "other"), ("gpt-4o", "qwen3-vl"), ("gpt-4o-mini", "other"),
         ("gpt-5.5", "qwen3-vl"), ("gemini-3-pro", "qwen3-vl"), ("gpt", None), ("Gpt-4o", None), ("", None),
+        ("gpt-5" + "x" * 196, None),
     ],
 )  # fmt: skip
 def test_a_name_leads_to_a_model(asked: str, found: str | None) -> None:
