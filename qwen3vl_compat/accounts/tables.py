@@ -10,6 +10,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -277,3 +278,53 @@ replies = Table(
 digits, `request` the first one's id, `events` its answer as MessagePack."""
 
 Index(None, replies.c.created_at)
+
+responses = Table(
+    "responses",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, ForeignKey("tenants.id"), nullable=False),
+    Column("previous", Text),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("whole", BigInteger, nullable=False),
+    Column("input", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    CheckConstraint("length(id) = 29", name="id"),
+    CheckConstraint("expires_at >= 0", name="expires_at"),
+    CheckConstraint("bytes >= 0 AND whole >= 0", name="bytes"),
+)
+"""Stored responses. `input` is the items that came with the request and `body` what was answered, both JSON; `bytes` is
+their size as they lie here, `whole` that with media in their places. `previous` is the response that one goes on from:
+its row may be gone, or another tenant's.
+"""
+
+Index(None, responses.c.tenant, responses.c.expires_at, responses.c.bytes)
+Index(None, responses.c.expires_at)
+
+response_media = Table(
+    "response_media",
+    metadata,
+    Column("tenant", Text, ForeignKey("tenants.id"), primary_key=True),
+    Column("sha256", Text, primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    CheckConstraint("length(sha256) = 64", name="sha256"),
+    CheckConstraint("bytes >= 0", name="bytes"),
+)
+"""Media that came inside of requests whose responses are stored, each once, by SHA-256 in hexadecimal digits."""
+
+Index(None, response_media.c.tenant, response_media.c.bytes)
+
+response_uses = Table(
+    "response_uses",
+    metadata,
+    Column("response", Text, ForeignKey("responses.id"), primary_key=True),
+    Column("sha256", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    ForeignKeyConstraint(["tenant", "sha256"], ["response_media.tenant", "response_media.sha256"]),
+)
+"""Which response holds which medium: what none holds any more is removed with the last that did."""
+
+Index(None, response_uses.c.tenant, response_uses.c.sha256)

@@ -19,7 +19,7 @@ from qwen3vl_compat.settings.moderation import (
 )
 from qwen3vl_compat.settings.quotas import LimitSettings, Quotas, budgets_of, requests_of
 from qwen3vl_compat.settings.server import LogSettings, ServerSettings
-from qwen3vl_compat.settings.storage import CacheSettings, LedgerSettings
+from qwen3vl_compat.settings.storage import CacheSettings, LedgerSettings, ResponseSettings
 
 __all__ = [
     "PREFIX",
@@ -37,6 +37,7 @@ __all__ = [
     "ModeratorSettings",
     "OnFailure",
     "Quotas",
+    "ResponseSettings",
     "ServerSettings",
     "Settings",
     "SettingsError",

@@ -15,7 +15,7 @@ from qwen3vl_compat.settings.model import ModelSettings
 from qwen3vl_compat.settings.moderation import ModerationSettings
 from qwen3vl_compat.settings.quotas import LimitSettings
 from qwen3vl_compat.settings.server import LogSettings, ServerSettings
-from qwen3vl_compat.settings.storage import CacheSettings, LedgerSettings
+from qwen3vl_compat.settings.storage import CacheSettings, LedgerSettings, ResponseSettings
 
 PREFIX = "QWEN3VL_"
 
@@ -33,6 +33,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     files: FileSettings = FileSettings()
     limits: LimitSettings = LimitSettings()
     ledger: LedgerSettings = LedgerSettings()
+    responses: ResponseSettings = ResponseSettings()
     cache: CacheSettings = CacheSettings()
     moderation: ModerationSettings = ModerationSettings()
     log: LogSettings = LogSettings()

@@ -26,6 +26,19 @@ class LedgerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Answers to requests with an Idempotency-Key are kept so long."""
 
 
+class ResponseSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """Responses that are kept to be shown and gone on from, media that came inside of requests with them."""
+
+    enabled: bool = True
+    life: Positive = 30 * 86_400
+    """Seconds since a conversation was last gone on with."""
+    tenant_responses: Positive = 10_000
+    """Of one tenant; beyond it, or `tenant_bytes`, those that would expire first are removed."""
+    tenant_bytes: Positive = 256 * 2**20
+    max_bytes: Positive = 16 * 2**20
+    """Of what is asked for one response, media in their places; a larger one is answered and not kept."""
+
+
 class CacheSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Where answers are kept that are given again to the same question."""
 

@@ -46,7 +46,7 @@ def image(fields: Json, path: str) -> Media:
     """An `image_url`."""
     where = f"{path}.url"
     source, mime = source_of(convert(fields.get("url"), str, where), where, "image")
-    detail, budget = _closely(fields, path)
+    detail, budget = closely(fields, path)
     return Media(source=source, wanted="image", mime_type=mime, param=where, detail=detail, budget=budget)
 
 
@@ -97,7 +97,7 @@ def file(fields: Json, path: str) -> Media:
 
 def _watched(fields: Json, path: str) -> Media:
     """How closely a medium is to be looked at, and which part of it if it is a video; the rest is to be filled in."""
-    detail, budget = _closely(fields, path)
+    detail, budget = closely(fields, path)
     start, end = optional(fields, "start", float, path), optional(fields, "end", float, path)
     within(start, 0, MOST_SECONDS, f"{path}.start")
     check_end(start, end, f"{path}.end")
@@ -114,7 +114,7 @@ READERS: Mapping[str, Callable[[Json, str], Media | Frames]] = {"image_url": ima
 def _framed(urls: list[str], where: str, fps: float | None, fields: Json) -> Frames:
     if not urls:
         raise InvalidRequest(f"{where}: must hold at least one frame", param=where)
-    detail, budget = _closely(fields, where)
+    detail, budget = closely(fields, where)
     images: list[Media] = []
     for place, url in enumerate(urls):
         at = f"{where}[{place}]"
@@ -123,7 +123,7 @@ def _framed(urls: list[str], where: str, fps: float | None, fields: Json) -> Fra
     return Frames(tuple(images), fps or 2.0, where)
 
 
-def _closely(fields: Json, path: str) -> tuple[Detail, int | None]:
+def closely(fields: Json, path: str) -> tuple[Detail, int | None]:
     """How closely to look: by name, or by the model's own most pixels."""
     name = convert(fields.get("detail", "auto"), str, f"{path}.detail")
     if name not in DETAILS:

@@ -82,7 +82,19 @@ class TestMarking:
         open_database(state_dir, sqlite).dispose()
         known = (state_dir / MARKER).read_text().strip()
         dropped = ["DROP TRIGGER " + name for name in ("ledger_kept", "ledger_closed", "audit_kept", "audit_written")]
-        tables = ("replies", "audit", "spending", "daily", "ledger", "prices", "processes", "installation")
+        tables = (
+            "response_uses",
+            "response_media",
+            "responses",
+            "replies",
+            "audit",
+            "spending",
+            "daily",
+            "ledger",
+            "prices",
+            "processes",
+            "installation",
+        )
         dropped += [f"DROP TABLE {name}" for name in tables]
         dropped += [f"ALTER TABLE {name} DROP COLUMN limits" for name in ("keys", "tenants")]
         dropped += ["ALTER TABLE tenants DROP COLUMN moderation"]

@@ -57,7 +57,7 @@ class TestMigrations:
 
     def test_they_can_be_taken_back_and_made_again(self, engine: Engine) -> None:
         before = shape(engine)
-        for revision in ("0004", "0003", "0002", "0001", "base"):
+        for revision in ("0005", "0004", "0003", "0002", "0001", "base"):
             with writing(engine).begin() as connection:
                 command.downgrade(config_for(connection), revision)
         with writing(engine).begin() as connection:
@@ -83,7 +83,7 @@ class TestMigrations:
             one = {name: clauses(sql) for name, sql in wanted.exec_driver_sql(query)}
             other = {name: clauses(sql) for name, sql in made.exec_driver_sql(query)}
         assert one == other
-        assert len(one) == 12 + 11
+        assert len(one) == 15 + 15
         engine.dispose()
         fresh.dispose()
 
@@ -115,7 +115,7 @@ class TestMigrations:
                 ("acme", "Acme", "active", 5, None, None, None)
             ]
             assert connection.execute("SELECT count(*) FROM files, uploads").fetchall() == [(0,)]
-            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0005",)]
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0006",)]
 
     def test_the_known_revisions_are_the_files(self) -> None:
         config = Config()
