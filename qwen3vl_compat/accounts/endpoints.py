@@ -9,6 +9,7 @@ _CALLS = ("generateContent", "streamGenerateContent", "countTokens")
 _PLACES: tuple[tuple[str, Endpoint], ...] = (
     ("/v1/chat/completions", "generate"),
     ("/v1/messages", "generate"),
+    ("/v1/responses", "generate"),
     ("/v1/moderations", "moderations"),
     ("/v1/models", "models"),
     ("/v1beta/models", "models"),

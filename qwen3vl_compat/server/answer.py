@@ -14,6 +14,7 @@ from qwen3vl_compat.accounts.booking import Entry, Outcome
 from qwen3vl_compat.accounts.books import Accounts
 from qwen3vl_compat.accounts.ledger import Ledger
 from qwen3vl_compat.accounts.replies import Replies
+from qwen3vl_compat.accounts.responses import Responses
 from qwen3vl_compat.accounts.totals import Over
 from qwen3vl_compat.engines import Engine
 from qwen3vl_compat.errors import DeadlineExceeded, InvalidRequest, NotFound, Overloaded
@@ -30,6 +31,7 @@ from qwen3vl_compat.policies.moderation import Judged
 from qwen3vl_compat.policies.moderation.policy import Moderators
 from qwen3vl_compat.policies.room import Room
 from qwen3vl_compat.server.body import Disconnected
+from qwen3vl_compat.server.conversations import Conversations
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.figures import Figures
 from qwen3vl_compat.server.files import Files
@@ -74,6 +76,7 @@ class Service:
         self.idempotency = Idempotency(
             Replies(accounts.database, self.ledger.owner, heart.alive, settings.ledger.replies)
         )
+        self.conversations = Conversations(Responses(accounts.database, settings.responses), settings)
 
     def _sum_up(self, entry: Entry, outcome: Outcome) -> None:
         self.figures.add(Over(entry.tenant, entry.model, outcome.state, entry.cache, outcome.counts, outcome.cost))
@@ -101,10 +104,12 @@ class Service:
         await self.ledger.start()
         await self.limiter.start()
         await self.idempotency.start()
+        await self.conversations.start()
 
     async def close_books(self) -> None:
         """Write what is still to be written."""
         await self.idempotency.close()
+        await self.conversations.close()
         await self.books.close()
         await self.limiter.close()
         await self.ledger.close()
@@ -151,6 +156,17 @@ async def whole_answer(
     await service.repeats.learn(exchange, request, ignored)
     headers = exchange.answer_headers | ignored
     return Response(encode(request, completion), media_type="application/json", headers=headers)
+
+
+async def generated(
+    service: Service,
+    exchange: Exchange,
+    request: Request,
+    receive: Receive,
+    gather: Callable[[Events], Coroutine[Any, Any, T]],
+) -> T:
+    """What is made of the events of a generation; a client that leaves ends it."""
+    return await unless_gone(gather(_events(service, exchange, _asked(service, exchange, request))), receive)
 
 
 async def streamed_answer(

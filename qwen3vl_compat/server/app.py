@@ -37,6 +37,7 @@ from qwen3vl_compat.server import (
     model_routes,
     moderation_routes,
     openai_routes,
+    response_routes,
     upload_routes,
     usage_routes,
 )
@@ -140,6 +141,7 @@ def build_routes(service: Service) -> Litestar:
     return Litestar(
         route_handlers=[
             openai_routes.chat_completions,
+            *response_routes.ROUTES,
             google_routes.call_model,
             anthropic_routes.create_message,
             anthropic_routes.count_tokens,

@@ -13,7 +13,7 @@ from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.errors import ApiError
 from qwen3vl_compat.events import First
 from qwen3vl_compat.messages import Caller
-from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat
+from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat, openai_responses
 
 _UNREAD = frozenset({401, 403, 408, 413, 415, 431})
 
@@ -94,7 +94,8 @@ class Exchange:
             case "google":
                 return generate_content.status_of(error), headers, generate_content.encode_error(error)
             case _:
-                return error.status, headers, openai_chat.encode_error(error)
+                wire = openai_responses if self.path.startswith("/v1/responses") else openai_chat
+                return error.status, headers, wire.encode_error(error)
 
 
 def _headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:

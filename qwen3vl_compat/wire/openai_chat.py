@@ -1,6 +1,6 @@
 """OpenAI's chat completions: `POST /v1/chat/completions`, its stream and its errors."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import msgspec
 
@@ -79,7 +79,7 @@ def _choice(request: Request, choice: Choice) -> Json:
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": _logprobs(choice.logprobs) if asked else None,
+        "logprobs": encode_logprobs(choice.logprobs) if asked else None,
         "finish_reason": choice.reason,
     } | _details(choice.details)
 
@@ -93,7 +93,8 @@ def _details(details: str) -> Json:
     return {"finish_details": {"type": details}} if details else {}
 
 
-def _logprobs(logprobs: tuple[Logprob, ...]) -> Json:
+def encode_logprobs(logprobs: Sequence[Logprob]) -> Json:
+    """The log-probabilities of tokens."""
     return {"content": [_likely(each.chosen) | {"top_logprobs": list(map(_likely, each.top))} for each in logprobs],
             "refusal": None}  # fmt: skip
 
@@ -115,7 +116,7 @@ async def encode_stream(request: Request, events: AsyncIterator[Event]) -> Async
                     for index in range(request.choices):
                         yield _chunk(request, index, {"role": "assistant", "content": ""})
                 case TextDelta(index, text):
-                    logprobs = _logprobs(event.logprobs) if event.logprobs else None
+                    logprobs = encode_logprobs(event.logprobs) if event.logprobs else None
                     yield _chunk(request, index, {"content": text}, logprobs=logprobs)
                 case ReasoningDelta(index, text):
                     if request.thinking.shown:

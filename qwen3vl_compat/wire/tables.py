@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from qwen3vl_compat.wire.anthropic_fields import ANTHROPIC
 from qwen3vl_compat.wire.body import Rules
 from qwen3vl_compat.wire.fields import GOOGLE, MODERATIONS, OPENAI
+from qwen3vl_compat.wire.responses_fields import RESPONSES
 
 WIRES: Mapping[str, Mapping[str, Rules]] = {
     "OpenAI: /v1/chat/completions": OPENAI,
+    "OpenAI: /v1/responses": RESPONSES,
     "OpenAI: /v1/moderations": MODERATIONS,
     "Google: models/{model}:generateContent": GOOGLE,
     "Anthropic: /v1/messages": ANTHROPIC,

@@ -1,0 +1,175 @@
+"""Responses and the conversations made of them, between the wire's items and the rows that hold them."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import msgspec
+from msgspec.structs import replace
+from sqlalchemy.exc import SQLAlchemyError
+
+from qwen3vl_compat.accounts.responses import ConversationTooLarge, NewResponse, NoSuchResponse, Responses
+from qwen3vl_compat.errors import InvalidRequest, NotFound
+from qwen3vl_compat.settings import Settings
+from qwen3vl_compat.wire.body import Json, shown
+from qwen3vl_compat.wire.openai_items import apart, media_of, response_of, together
+from qwen3vl_compat.wire.openai_responses_request import Asked, completed
+from qwen3vl_compat.wire.openai_stored import Page, encode_items
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+MOST_REFERRED = 100
+"""Responses whose items one request may refer to."""
+SWEEP_S = 3600.0
+"""Between two looks for responses whose time is over."""
+PAUSE_S = 0.5
+"""Between two batches that are removed, so that others come to write."""
+
+
+class Conversations:
+    """The stored responses of a server. Reading and writing is done in threads."""
+
+    def __init__(self, responses: Responses, settings: Settings) -> None:
+        self._responses, self._settings = responses, settings.responses
+        self._most = settings.server.max_body
+        """Bytes that a conversation, or all that items refer to, may have: no more than a request that says it all."""
+        self._sweeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Remove what is over, now and from time to time."""
+        self._sweeping = asyncio.create_task(self._sweep_on())
+
+    async def close(self) -> None:
+        """Remove nothing more."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait({self._sweeping})
+
+    async def complete(self, tenant: str, asked: Asked, *, large: bool) -> Asked:
+        """What is asked with all that it refers to; `large` says that it is worth a thread.
+
+        Where it cannot be kept it says so: `store` is false. NotFound and InvalidRequest name the field.
+        """
+        if large or asked.previous is not None or asked.references:
+            return await asyncio.to_thread(self._complete, tenant, asked)
+        return self._complete(tenant, asked)
+
+    async def keep(self, tenant: str, asked: Asked, response: Json) -> None:
+        """Keep a response, if that is wanted; where it fails, the response says that it is not kept."""
+        if not asked.store:
+            return
+        try:
+            await asyncio.to_thread(self._keep, tenant, asked, response)
+        except SQLAlchemyError:
+            log.exception("%s could not be kept", response["id"])
+            response["store"] = False
+
+    async def get(self, tenant: str, name: str) -> bytes:
+        """A response as it was answered; raises NotFound."""
+        return await _found(name, lambda: self._responses.get(tenant, name).body)
+
+    async def items(self, tenant: str, name: str, page: Page) -> bytes:
+        """A page of the items that came with a response's request; raises NotFound, InvalidRequest."""
+
+        def read() -> bytes:
+            items = _items_in(self._responses.get(tenant, name).input)
+            media = self._responses.media(tenant, media_of(items) if page.images else ())
+            return encode_items(items, page, media)
+
+        return await _found(name, read)
+
+    async def delete(self, tenant: str, name: str) -> None:
+        """Remove a response; raises NotFound."""
+        await _found(name, lambda: self._responses.delete(tenant, name))
+
+    def _complete(self, tenant: str, asked: Asked) -> Asked:
+        history = [] if asked.previous is None else self._history(tenant, asked.previous)
+        asked = completed(asked, history, self._referenced(tenant, asked.references))
+        if asked.store and not self._can_keep(asked):
+            ignored = (*asked.request.ignored, "store")
+            return replace(asked, store=False, request=replace(asked.request, ignored=ignored))
+        return asked
+
+    def _can_keep(self, asked: Asked) -> bool:
+        return self._settings.enabled and len(msgspec.json.encode(asked.items)) <= self._settings.max_bytes
+
+    def _history(self, tenant: str, previous: str) -> list[Json]:
+        """The items of a conversation; raises NotFound and InvalidRequest."""
+        param = "previous_response_id"
+        try:
+            turns = self._responses.conversation(tenant, previous, self._most)
+            items = [item for turn in turns for item in (*_items_in(turn.input), *_output_of(turn.body))]
+            return self._with_media(tenant, items)
+        except NoSuchResponse:
+            message = f"{param}: there is no response {shown(previous)}, or one that it goes on from is gone"
+            raise NotFound(message, param=param, code="previous_response_not_found") from None
+        except ConversationTooLarge as error:
+            raise InvalidRequest(f"{param}: {error}", param=param, code="conversation_too_large") from None
+
+    def _referenced(self, tenant: str, names: tuple[str, ...]) -> Mapping[str, Json]:
+        """The items of these ids that are there; raises InvalidRequest where they are too much."""
+        responses = {name: response for name in names if (response := response_of(name)) is not None}
+        if len(set(responses.values())) > MOST_REFERRED:
+            raise InvalidRequest(f"input: refers to items of more than {MOST_REFERRED} responses", param="input")
+        found: dict[str, Json] = {}
+        for response in set(responses.values()):
+            try:
+                kept = self._responses.get(tenant, response)
+                items = [*_items_in(kept.input), *_output_of(kept.body)]
+                wanted = [item for item in items if responses.get(item["id"]) == response]
+                found |= {item["id"]: item for item in self._with_media(tenant, wanted)}
+            except NoSuchResponse:
+                continue
+        sizes = {name: len(msgspec.json.encode(item)) for name, item in found.items()}
+        if sum(sizes.get(name, 0) for name in names) > self._most:
+            message = f"input: the items referred to have more than the {self._most:,} bytes that are accepted"
+            raise InvalidRequest(message, param="input")
+        return found
+
+    def _with_media(self, tenant: str, items: list[Json]) -> list[Json]:
+        wanted = media_of(items)
+        media = self._responses.media(tenant, wanted)
+        if len(media) != len(wanted):
+            raise NoSuchResponse  # it was deleted between two looks
+        return together(items, media)
+
+    def _keep(self, tenant: str, asked: Asked, response: Json) -> None:
+        items, media = apart(asked.items)
+        body = msgspec.json.encode(response)
+        self._responses.keep(
+            NewResponse(
+                id=response["id"],
+                tenant=tenant,
+                previous=asked.previous,
+                input=msgspec.json.encode(items),
+                body=body,
+                whole=len(msgspec.json.encode(asked.items)) + len(body),
+                media=media,
+            )
+        )
+
+    async def _sweep_on(self) -> None:
+        while True:
+            removed = 0
+            try:
+                removed = await asyncio.to_thread(self._responses.sweep)
+            except Exception:
+                log.exception("expired responses could not be removed")
+            await asyncio.sleep(PAUSE_S if removed else SWEEP_S)
+
+
+async def _found(name: str, read: Callable[[], T]) -> T:
+    try:
+        return await asyncio.to_thread(read)
+    except NoSuchResponse:
+        raise NotFound(f"There is no response {shown(name)}.", code="response_not_found") from None
+
+
+def _items_in(data: bytes) -> list[Json]:
+    return msgspec.json.decode(data, type=list[Json])
+
+
+def _output_of(body: bytes) -> list[Json]:
+    return msgspec.json.decode(body, type=dict[str, object])["output"]  # pyright: ignore[reportReturnType]
