@@ -21,12 +21,12 @@ class Form(Struct, frozen=True):
     parts: str = "content"
     part_events: str = "content_part"
     index: str = "content_index"
-    fields: tuple[tuple[str, Any], ...] = ()
+    fields: Json = {}
     """What else it has."""
 
 
-MESSAGE = Form("message", "output_text", "output_text", fields=(("role", "assistant"),))
-THOUGHT = Form("reasoning", "reasoning_text", "reasoning_text", fields=(("summary", ()), ("encrypted_content", None)))
+MESSAGE = Form("message", "output_text", "output_text", fields={"role": "assistant"})
+THOUGHT = Form("reasoning", "reasoning_text", "reasoning_text", fields={"summary": [], "encrypted_content": None})
 SUMMARY = Form(
     "reasoning",
     "reasoning_summary_text",
@@ -34,7 +34,7 @@ SUMMARY = Form(
     parts="summary",
     part_events="reasoning_summary_part",
     index="summary_index",
-    fields=(("encrypted_content", None),),
+    fields={"encrypted_content": None},
 )
 CALL = Form("function_call", "function_call_arguments")
 
@@ -46,7 +46,7 @@ class OutputItem:
         """`named` is what is known of a call from its beginning."""
         self.form, self._place, self._text, self._logprobs = form, place, list[str](), list[Json]()
         self._id = item_id(form.kind, request_id, place)
-        self._head: Json = {"id": self._id, "type": form.kind, **dict(form.fields), **named}
+        self._head: Json = {"id": self._id, "type": form.kind, **form.fields, **named}
         self.told = self._whole("in_progress")
         """As the response holds it."""
 
