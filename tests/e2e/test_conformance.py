@@ -1,8 +1,11 @@
 """Every kind of answer against the official SDKs' own types, validated strictly."""
 
+from typing import Any
+
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.responses import Response
 
 from tests.serving import Served
 
@@ -35,3 +38,16 @@ def test_stream(client: openai.OpenAI) -> None:
 def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["qwen3-vl"]
     assert client.models.retrieve("qwen3-vl").object == "model"
+
+
+def test_responses(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "qwen3-vl", "input": "think: so then say: yes"}
+    answer = client.responses.create(**asked)
+    assert isinstance(answer, Response)
+    assert {*(answer.model_extra or {})} == {"store"}, "which OpenAI's own service tells too"
+    assert client.responses.retrieve(answer.id) == answer
+    assert client.responses.input_items.list(answer.id).data
+    assert client.responses.input_tokens.count(**asked).input_tokens
+    for summary in (None, "auto"):
+        events = list(client.responses.create(**asked, reasoning={"summary": summary}, stream=True))
+        assert events[-1].type == "response.completed"

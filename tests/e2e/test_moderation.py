@@ -205,6 +205,29 @@ SPLIT = "think: a thought then say: one two mur</think>der three four five"
 """The script leaves tags out of what it says: the word is whole only in the answer."""
 
 
+@streams
+def test_a_response_that_goes_wrong_is_incomplete(guarded: Served, stream: bool) -> None:
+    key = new_key(guarded)
+    with sdks.openai_client(guarded, key) as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.responses.create(model="qwen3-vl", input="murder", stream=stream)
+        assert refused.value.code == "content_policy_violation"
+        if stream:
+            (*_, last) = client.responses.create(model="qwen3-vl", input=SPLIT, stream=True)
+            assert last.type == "response.incomplete"
+            said = last.response
+        else:
+            said = client.responses.create(model="qwen3-vl", input=SPLIT)
+        assert (said.status, said.output_text.strip()) == ("incomplete", "one two")
+        assert said.incomplete_details is not None
+        assert said.incomplete_details.reason == "content_filter"
+        assert client.responses.retrieve(said.id).output_text.strip() == "one two"
+    refusal, row = rows(guarded, key)
+    assert (refusal["finish"], refusal["out"]) == (row["finish"], 0) == ("content_filter", 0)
+    assert said.usage is not None
+    assert row["out"] == said.usage.output_tokens
+
+
 @wires
 def test_a_refusal_is_told_again_under_its_key(guarded: Served, wire: str) -> None:
     key = new_key(guarded)
