@@ -19,7 +19,7 @@ with atheris.instrument_imports(include=["qwen3vl_compat"]):
     from qwen3vl_compat.media import fetch, sniff
     from qwen3vl_compat.media.image import announced_size, check_size
     from qwen3vl_compat.media.limits import Bounds
-    from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat
+    from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat, openai_items, openai_responses
     from qwen3vl_compat.wire.body import decode_base64, decode_object
     from qwen3vl_compat.wire.openai_media import source_of
 
@@ -69,6 +69,12 @@ def bodies(data: bytes) -> None:
     with suppress(ApiError):
         openai_chat.decode_request(data, request_id="r", now=0)
     with suppress(ApiError):
+        asked = openai_responses.decode_request(data, request_id="r", now=0)
+        whole = openai_responses.completed(asked, [], {})
+        kept, media = openai_items.apart(whole.items)
+        assert media.keys() == openai_items.media_of(kept)
+        openai_responses.completed(asked, openai_items.together(kept, media), {})
+    with suppress(ApiError):
         generate_content.decode_request(data, model="m", request_id="r", now=0)
     with suppress(ApiError):
         anthropic_messages.decode_request(data, request_id="r", now=0)
@@ -107,7 +113,11 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "data_urls": [b"image/png;base64,aGk=", b";base64,", b"video/jpeg;base64,aGk=,aGk="],
     "urls": [b"http://1.1.1.1/", b"https://example.com:443/a?b#c", b"http://[::ffff:1.2.3.4]/", b"http://a@b/"],
-    "bodies": [(CHAT % '{"type":"text","text":"Hi"}').encode(), b'{"contents":[{"parts":[{"text":"Hi"}]}]}'],
+    "bodies": [
+        b'{"model":"m","input":[{"role":"user","content":[{"type":"input_image","image_url":"data:;base64,aGk="}]}]}',
+        (CHAT % '{"type":"text","text":"Hi"}').encode(),
+        b'{"contents":[{"parts":[{"text":"Hi"}]}]}',
+    ],
     "parts": [
         b'{"url":"data:video/mp4;base64,aGk=","fps":1,"start":2,"end":3,"detail":"low","max_pixels":9}',
         b'{"type":"video","video":["data:image/png;base64,aGk="],"fps":2}',

@@ -70,7 +70,7 @@ SERVICE = '[[moderation.moderators]]\nkind = "service"\n'
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[sever]", f"sever: {KNOWN}server, model, media, files, limits, ledger, cache, moderation, log"),
+        ("[sever]", f"sever: {KNOWN}server, model, media, files, limits, ledger, responses, cache, moderation, log"),
         ("[log]\nlvl = 1", f"log.lvl: {KNOWN}level"),
         ("[server]\nport = 70000", "server.port: expected int <= 65535"),
         ("[server]\ngrace = 'long'", "server.grace: expected float, got str"),

@@ -14,7 +14,7 @@ from qwen3vl_compat.wire import openai_media
 from qwen3vl_compat.wire.asked import check_name
 from qwen3vl_compat.wire.body import Json, convert, decode_base64, shown, sort_fields
 from qwen3vl_compat.wire.openai_messages import ROLES
-from qwen3vl_compat.wire.responses_fields import RESPONSES
+from qwen3vl_compat.wire.openai_responses_fields import RESPONSES
 
 KINDS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}

@@ -13,7 +13,7 @@ def encode(data: bytes) -> bytes:
 
 
 def named(event: str, data: bytes) -> bytes:
-    """One event with a name of its own, without which Anthropic's clients pass it over; those of OpenAI's responses look for it too."""
+    """One event with a name of its own, as in Anthropic's streams, whose clients pass over others, and in responses."""
     return b"event: " + event.encode() + b"\n" + encode(data)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from qwen3vl_compat.wire.anthropic_fields import ANTHROPIC
 from qwen3vl_compat.wire.body import Rules
 from qwen3vl_compat.wire.fields import GOOGLE, MODERATIONS, OPENAI
-from qwen3vl_compat.wire.responses_fields import RESPONSES
+from qwen3vl_compat.wire.openai_responses_fields import RESPONSES
 
 WIRES: Mapping[str, Mapping[str, Rules]] = {
     "OpenAI: /v1/chat/completions": OPENAI,
