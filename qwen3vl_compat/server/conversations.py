@@ -1,6 +1,7 @@
 """Responses and the conversations made of them, between the wire's items and the rows that hold them."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -11,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from qwen3vl_compat.accounts.responses import ConversationTooLarge, NewResponse, NoSuchResponse, Responses
 from qwen3vl_compat.errors import InvalidRequest, NotFound
+from qwen3vl_compat.messages import Media, Request
 from qwen3vl_compat.settings import Settings
 from qwen3vl_compat.wire.body import Json, shown
 from qwen3vl_compat.wire.openai_items import apart, media_of, response_of, together
@@ -87,13 +89,14 @@ class Conversations:
     def _complete(self, tenant: str, asked: Asked) -> Asked:
         history = [] if asked.previous is None else self._history(tenant, asked.previous)
         asked = completed(asked, history, self._referenced(tenant, asked.references))
-        if asked.store and not self._can_keep(asked):
+        if not asked.store:
+            return replace(asked, items=())
+        size = len(msgspec.json.encode(asked.items))
+        if not self._settings.enabled or size > self._settings.max_bytes:
             ignored = (*asked.request.ignored, "store")
-            return replace(asked, store=False, request=replace(asked.request, ignored=ignored))
-        return asked
-
-    def _can_keep(self, asked: Asked) -> bool:
-        return self._settings.enabled and len(msgspec.json.encode(asked.items)) <= self._settings.max_bytes
+            return replace(asked, store=False, items=(), request=replace(asked.request, ignored=ignored))
+        items, media = apart(asked.items)
+        return replace(asked, items=tuple(items), media=_shared(media, asked.request), size=size)
 
     def _history(self, tenant: str, previous: str) -> list[Json]:
         """The items of a conversation; raises NotFound and InvalidRequest."""
@@ -136,17 +139,16 @@ class Conversations:
         return together(items, media)
 
     def _keep(self, tenant: str, asked: Asked, response: Json) -> None:
-        items, media = apart(asked.items)
         body = msgspec.json.encode(response)
         self._responses.keep(
             NewResponse(
                 id=response["id"],
                 tenant=tenant,
                 previous=asked.previous,
-                input=msgspec.json.encode(items),
+                input=msgspec.json.encode(asked.items),
                 body=body,
-                whole=len(msgspec.json.encode(asked.items)) + len(body),
-                media=media,
+                whole=asked.size + len(body),
+                media=asked.media,
             )
         )
 
@@ -165,6 +167,13 @@ async def _found(name: str, read: Callable[[], T]) -> T:
         return await asyncio.to_thread(read)
     except NoSuchResponse:
         raise NotFound(f"There is no response {shown(name)}.", code="response_not_found") from None
+
+
+def _shared(media: Mapping[str, bytes], request: Request) -> Mapping[str, bytes]:
+    """The same media, by the very bytes that the request holds: they lie in memory until it is answered."""
+    leaves = [part for message in request.messages for part in message.leaves if isinstance(part, Media)]
+    held = {hashlib.sha256(part.source).hexdigest(): part.source for part in leaves if isinstance(part.source, bytes)}
+    return {digest: held.get(digest, content) for digest, content in media.items()}
 
 
 def _items_in(data: bytes) -> list[Json]:

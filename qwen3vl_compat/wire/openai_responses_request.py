@@ -46,6 +46,10 @@ class Asked(Struct, frozen=True, kw_only=True):
     """Thoughts are told as their own summary."""
     echo: Json
     """What the response says again of its request."""
+    media: Mapping[str, bytes] = {}
+    """Those that were taken out of the items, by SHA-256, once it is known that they are to be kept."""
+    size: int = 0
+    """Bytes of the items with these in their places."""
 
     @property
     def references(self) -> tuple[str, ...]:

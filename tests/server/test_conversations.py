@@ -15,6 +15,7 @@ from qwen3vl_compat.accounts.responses import NoSuchResponse, Responses
 from qwen3vl_compat.accounts.tenants import Tenants
 from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.events import Finish, Started, TextDelta, Usage
+from qwen3vl_compat.messages import Media
 from qwen3vl_compat.server import conversations as module
 from qwen3vl_compat.server.conversations import Conversations
 from qwen3vl_compat.settings import ResponseSettings, ServerSettings, Settings
@@ -123,6 +124,17 @@ async def test_what_is_referred_to_is_no_larger_than_a_request(make: Make, monke
     both = [reference, {"type": "item_reference", "id": other["output"][0]["id"]}]
     with pytest.raises(InvalidRequest, match=r"^input: refers to items of more than 1 responses"):
         await conversations.complete("acme", asked(4, input=both), large=False)
+
+
+async def test_what_is_to_be_kept_lies_in_memory_once(make: Make) -> None:
+    parts = [image(1200), {"type": "input_text", "text": "x"}]
+    whole = await make().complete("acme", asked(1, input=[user(*parts)]), large=True)
+    (medium, _) = whole.request.messages[0].parts
+    assert isinstance(medium, Media)
+    (content,) = whole.media.values()
+    assert content is medium.source
+    assert "base64" not in str(whole.items)
+    assert (await make().complete("acme", asked(1, input=[user(*parts)], store=False), large=True)).items == ()
 
 
 async def test_answers_are_part_of_the_conversation(make: Make) -> None:
