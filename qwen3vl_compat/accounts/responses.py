@@ -17,7 +17,9 @@ from qwen3vl_compat.accounts.tables import response_media, response_uses, respon
 from qwen3vl_compat.settings import ResponseSettings
 
 BATCH = 50
-"""Rows that are removed in one transaction at most."""
+"""Rows that one sweep removes at most, and media that are read at once."""
+LOOKED_AT = 1000
+"""Rows that are looked at together where room is made: each look sums up what the tenant has."""
 MOST_TURNS = 1000
 """Responses in a conversation."""
 
@@ -143,7 +145,7 @@ class Responses:
         others = select(responses.c.id, responses.c.bytes).where(
             responses.c.tenant == new.tenant, responses.c.id != new.id
         )
-        first = others.order_by(responses.c.expires_at, responses.c.created_at).limit(BATCH)
+        first = others.order_by(responses.c.expires_at, responses.c.created_at).limit(LOOKED_AT)
         while True:
             beyond, size = self._excess(connection, new.tenant)
             names = list[str]()

@@ -153,9 +153,12 @@ def test_a_tenant_keeps_so_many_responses(stored: Responses, clock: Clock) -> No
     assert is_there(stored, theirs, "other")
 
 
-def test_a_tenant_keeps_so_many_bytes(make: Callable[..., Responses], engine: Engine, clock: Clock) -> None:
+def test_a_tenant_keeps_so_many_bytes(
+    make: Callable[..., Responses], engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOKED_AT", 20)
     stored, names = make(tenant_bytes=1000, tenant_responses=1000), list[str]()
-    for _ in range(100):  # more than are removed at once
+    for _ in range(100):  # more than are looked at together
         names.append(kept(stored, body=b"12345678"))
         clock.now += 0.001
     assert rows(engine, table) == 100
