@@ -13,7 +13,7 @@ from litestar.params import FromPath
 from msgspec.structs import replace
 
 from qwen3vl_compat.errors import ApiError, InvalidRequest
-from qwen3vl_compat.events import Events
+from qwen3vl_compat.events import Events, Finish
 from qwen3vl_compat.messages import Request
 from qwen3vl_compat.server.answer import Service, counted, generated, ignored_header, streamed_answer
 from qwen3vl_compat.server.exchange import exchange_of
@@ -44,14 +44,19 @@ async def create_response(request: Http, service: NamedDependency[Service]) -> R
     asked = await service.conversations.complete(tenant, asked, large=large)
 
     async def encode(_: Request, events: Events) -> AsyncGenerator[bytes, None]:
-        answering = Answering(asked)
+        answering, ends = Answering(asked), list[Finish]()
         try:
             async for event in events:
-                told = answering.push(event)
-                if answering.done:  # before the client hears of the end: it may go on from it at once
-                    await service.conversations.keep(tenant, asked, answering.response)
-                for each in told:
+                if isinstance(event, Finish):
+                    ends.append(event)
+                    continue
+                for each in answering.push(event):
                     yield openai_responses.encode_event(each)
+            # Only now all is settled, and kept before the client hears of the end: it may come back at once.
+            told = [each for end in ends for each in answering.push(end)]
+            await service.conversations.keep(tenant, asked, answering.response)
+            for each in told:
+                yield openai_responses.encode_event(each)
         except ApiError as error:
             for each in answering.fail(error):
                 yield openai_responses.encode_event(each)

@@ -48,8 +48,6 @@ class Answering:
         self._open: OutputItem | None = None
         self.response: Json = {}
         """The whole, as the last event that holds it told it."""
-        self.done = False
-        """Whether the answer has come to its end."""
 
     def push(self, event: Event) -> list[Json]:
         """What the stream says of one more event of the answer."""
@@ -112,7 +110,6 @@ class Answering:
             more["incomplete_details"] = {"reason": _REASONS[end.reason]}
         if end.details:
             more["finish_details"] = {"type": end.details}
-        self.done = True
         yield self._whole(status, status, **more)
 
     def _whole(self, kind: str, status: str, **more: Any) -> Json:

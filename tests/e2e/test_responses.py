@@ -323,9 +323,10 @@ def test_a_key_has_a_response_made_once(scripted: Served) -> None:
         for stream in (False, True):
             headers = {"Idempotency-Key": f"response {stream}"}
             asked: Any = {"model": MODEL, "input": "count to 5", "extra_headers": headers, "stream": stream}
-            made = [client.responses.create(**asked) for _ in range(2)]
-            if stream:
-                made = [list(events)[-1].response for events in made]
+            made: list[Response] = []
+            for _ in range(2):
+                answer = client.responses.create(**asked)
+                made.append([*answer][-1].response if stream else answer)
             assert made[0] == made[1]
             assert client.responses.retrieve(made[0].id).output_text == "1 2 3 4 5"
     assert len(rows(scripted, key)) == 2
