@@ -120,7 +120,7 @@ class Answering:
             "status": status,
             "error": None,
             "incomplete_details": None,
-            "model": self._asked.request.model,
+            "model": self._asked.request.called,
             "output": [item.told for item in self._items],
             "service_tier": "default",
             "store": self._asked.store,
