@@ -9,11 +9,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from msgspec.structs import replace
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,6 +21,19 @@ from qwen3vl_compat.accounts.database import is_lost, writing
 from qwen3vl_compat.accounts.heartbeat import Heartbeat
 from qwen3vl_compat.accounts.money import Counts
 from qwen3vl_compat.accounts.recovery import settle_some
+from qwen3vl_compat.accounts.wishes import (
+    Closing,
+    LedgerUnavailable,
+    Opening,
+    Settled,
+    Whole,
+    Wish,
+    nobodys,
+    still_wanted,
+    tried,
+)
+
+__all__ = ["Ledger", "LedgerUnavailable", "Settled"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,65 +49,7 @@ _AGAIN_S = 0.05
 """Before a transaction that failed is tried again."""
 
 
-class Settled(NamedTuple):
-    """How a row was closed in the end, and what it cost."""
-
-    state: str
-    cost: int
-
-
-class LedgerUnavailable(Exception):
-    """The database cannot be written now."""
-
-
-class _Wish(Generic[T]):
-    """Something to be written, and whoever waits for it, if anybody does."""
-
-    def __init__(self, entry: Entry, future: "asyncio.Future[T] | None") -> None:
-        self.entry, self.future, self.tries = entry, future, 0
-        self.under_way = False
-        """Whether it may be written by now, which only the database can tell."""
-        self.overdue = False
-        """Whether its time is over: a row is not begun any more, unless it is there already."""
-        self.patience: asyncio.TimerHandle | None = None
-
-    @property
-    def given_up(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self.future is None or self.future.done()
-
-    def give_up(self) -> None:
-        """Whoever waits is told that it is not written."""
-        if self.future is not None and not self.future.done():
-            self.future.set_exception(LedgerUnavailable("the ledger cannot be written now"))
-
-
-class _Opening(_Wish[tuple[Left, ...]]):
-    def __init__(self, entry: Entry, future: "asyncio.Future[Any]", budgets: Sequence[Budget]) -> None:
-        super().__init__(entry, future)
-        self.budgets = budgets
-
-
-class _Closing(_Wish[Settled]):
-    def __init__(self, entry: Entry, future: "asyncio.Future[Any] | None", outcome: Outcome) -> None:
-        super().__init__(entry, future)
-        self.outcome = outcome
-
-    def give_up(self) -> None:
-        """It is closed later, as one that failed."""
-        super().give_up()
-        self.outcome = replace(self.outcome, state="aborted", finish="failed", cost=0)
-
-
-class _Booking(_Wish[tuple[Left, ...]]):
-    def __init__(
-        self, entry: Entry, future: "asyncio.Future[Any]", outcome: Outcome, budgets: Sequence[Budget]
-    ) -> None:
-        super().__init__(entry, future)
-        self.outcome, self.budgets = outcome, budgets
-
-
-Reply = tuple[_Wish[Any], Any]
+Reply = tuple[Wish[Any], Any]
 Closed = Callable[[Entry, Outcome], None]
 Notes = dict[str, tuple[int | None, Counts]]
 """Checkpoints by the request's id: when it started, and how far it is."""
@@ -126,7 +80,7 @@ class Ledger:
         self._every = lease / _BEATS
         self._next_beat = 0.0
         self._known: set[Pot] = set()
-        self._wishes: list[_Wish[Any]] = []
+        self._wishes: list[Wish[Any]] = []
         self._notes: Notes = {}
         self._change = threading.Condition()
         self._closing = self._lost = self._restless = False
@@ -169,7 +123,7 @@ class Ledger:
         Raises OverBudget or LedgerUnavailable, and then there is no row, or will be none that costs anything.
         """
         future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
-        wish = _Opening(entry, future, budgets)
+        wish = Opening(entry, future, budgets)
         self._ask(wish)
         try:
             return await self._in_time(wish)
@@ -184,11 +138,11 @@ class Ledger:
         A row that is written stays: whoever is told that there is none waits until it is known that there is none.
         """
         future: asyncio.Future[tuple[Left, ...]] = asyncio.get_running_loop().create_future()
-        wish = _Booking(entry, future, outcome, budgets)
+        wish = Whole(entry, future, outcome, budgets)
         self._ask(wish)
         return await self._in_time(wish)
 
-    async def _in_time(self, wish: _Wish[T]) -> T:
+    async def _in_time(self, wish: Wish[T]) -> T:
         """What comes of a wish; LedgerUnavailable where that takes too long, and then it is given up."""
         assert self._loop is not None
         assert wish.future is not None
@@ -198,7 +152,7 @@ class Ledger:
         finally:
             wish.patience.cancel()
 
-    def _lose_patience(self, wish: _Wish[Any]) -> None:
+    def _lose_patience(self, wish: Wish[Any]) -> None:
         """Give it up, unless it is just being written: what has come of it is soon known."""
         assert self._loop is not None
         with self._change:
@@ -227,11 +181,11 @@ class Ledger:
         nothing: whoever waited for the answer does not get it.
         """
         future: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
-        wish = _Closing(entry, future, outcome)
+        wish = Closing(entry, future, outcome)
         self._ask(wish)
         return await self._in_time(wish)
 
-    def _ask(self, wish: _Wish[Any]) -> None:
+    def _ask(self, wish: Wish[Any]) -> None:
         if not self._thread.is_alive() or self._closing:
             raise LedgerUnavailable("the ledger is closed")
         with self._change:
@@ -251,7 +205,7 @@ class Ledger:
                 self._restless |= bool(self._wishes)
                 wishes, self._wishes = self._wishes[:BATCH], self._wishes[BATCH:]
                 notes, self._notes = self._notes, {}
-            left = self._write([*_still_wanted(wishes, self.now_ms())], notes)
+            left = self._write([*still_wanted(wishes, self.now_ms())], notes)
             if left is not None:
                 with self._change:
                     self._wishes[:0] = left
@@ -270,7 +224,7 @@ class Ledger:
             at = min(at, self._noted_at + NOTED_S)
         return at - self._ticks()
 
-    def _write(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]] | None:
+    def _write(self, wishes: list[Wish[Any]], notes: Notes) -> list[Wish[Any]] | None:
         """Write all in one transaction, or each alone where that fails because of one of them.
 
         Returns None, or what is to be tried again with the notes, because the database was lost.
@@ -279,23 +233,23 @@ class Ledger:
             if self._ticks() >= self._next_beat:
                 self._beat()
             if wishes or notes:
-                self._answer(self._commit(wishes, notes))
+                self._answer(self._commit(wishes, notes, joined=True))
         except Exception as error:
             if self._is_lost(error):
-                return _tried(wishes)
+                return tried(wishes)
             log.exception("the ledger failed")
             return self._one_by_one(wishes, notes)
         self._is_back()
         return None
 
-    def _one_by_one(self, wishes: list[_Wish[Any]], notes: Notes) -> list[_Wish[Any]] | None:
+    def _one_by_one(self, wishes: list[Wish[Any]], notes: Notes) -> list[Wish[Any]] | None:
         """One of these cannot be written, whatever is tried; the others can."""
         for number, wish in enumerate(wishes):
             try:
                 self._answer(self._commit([wish], {}))
             except Exception as error:
                 if self._is_lost(error):
-                    return _tried(wishes[number:])
+                    return tried(wishes[number:])
                 log.error("request %s cannot be written to the ledger (%s)", wish.entry.id, type(error).__name__)
                 self._answer([(wish, LedgerUnavailable("the ledger cannot take this request"))])
         return None
@@ -314,14 +268,17 @@ class Ledger:
             self._lost = False
             log.warning("the ledger can be written again")
 
-    def _commit(self, wishes: Sequence[_Wish[Any]], notes: Notes) -> list[Reply]:
-        entries = [wish.entry for wish in wishes]
-        taken: list[_Wish[Any]] = []
+    def _commit(self, wishes: list[Wish[Any]], notes: Notes, *, joined: bool = False) -> list[Reply]:
+        """Write these; `joined` by what comes until it is this process's turn to write, which they then hold too."""
+        taken: list[Wish[Any]] = []
         committing = False
         try:
             with self._writer.begin() as connection:
+                if joined:
+                    wishes += self._come_meanwhile(BATCH - len(wishes))
+                entries = [wish.entry for wish in wishes]
                 booking = Booking(connection, self.owner, entries, self._known)
-                looked = [wish.entry.id for wish in wishes if isinstance(wish, _Closing) or wish.tries]
+                looked = [wish.entry.id for wish in wishes if isinstance(wish, Closing) or wish.tries]
                 states = booking.states(sorted(looked))
                 replies, closed = self._book(booking, wishes, states, taken)
                 booking.write({name: note for name, note in notes.items() if name not in states})
@@ -336,12 +293,17 @@ class Ledger:
         self._known.update(booking.pots)
         return replies
 
+    def _come_meanwhile(self, most: int) -> list[Wish[Any]]:
+        with self._change:
+            come, self._wishes = self._wishes[:most], self._wishes[most:]
+        return [*still_wanted(come, self.now_ms())]
+
     def _book(
         self,
         booking: Booking,
-        wishes: Sequence[_Wish[Any]],
+        wishes: Sequence[Wish[Any]],
         states: dict[str, tuple[str, int]],
-        taken: list[_Wish[Any]],
+        taken: list[Wish[Any]],
     ) -> tuple[list[Reply], list[tuple[Entry, Outcome]]]:
         """Book each wish, closings first, beside what is in the ledger; returns the replies, and what is closed then.
 
@@ -350,7 +312,7 @@ class Ledger:
         replies: list[Reply] = []
         closed: list[tuple[Entry, Outcome]] = []
         for wish in wishes:
-            if not isinstance(wish, _Closing):
+            if not isinstance(wish, Closing):
                 continue
             self._take(wish, taken)
             found = states.get(wish.entry.id)
@@ -362,17 +324,17 @@ class Ledger:
                 closed.append((wish.entry, wish.outcome))  # by the commit whose reply was lost
             replies.append((wish, Settled(*(found or ("never opened", 0)))))
         for wish in wishes:
-            if isinstance(wish, _Closing):
+            if isinstance(wish, Closing):
                 continue
             if wish.entry.id in states:  # the answer to the first try was lost, not the try
                 replies.append((wish, ()))
-                if isinstance(wish, _Booking):
+                if isinstance(wish, Whole):
                     closed.append((wish.entry, wish.outcome))
                 continue
             try:
-                if isinstance(wish, _Opening):
+                if isinstance(wish, Opening):
                     left = booking.open(wish.entry, wish.budgets)
-                elif isinstance(wish, _Booking) and self._take(wish, taken):
+                elif isinstance(wish, Whole) and self._take(wish, taken):
                     left = booking.book(wish.entry, wish.outcome, wish.budgets)
                     closed.append((wish.entry, wish.outcome))
                 else:  # its time was over before its turn: nobody gets the answer that this would charge for
@@ -382,23 +344,23 @@ class Ledger:
                 replies.append((wish, refusal))
         return replies, closed
 
-    def _take(self, wish: _Wish[Any], taken: list[_Wish[Any]]) -> bool:
+    def _take(self, wish: Wish[Any], taken: list[Wish[Any]]) -> bool:
         """Whether a wish is wanted still; nobody gives it up from now on."""
         with self._change:
-            late = wish.overdue and isinstance(wish, _Booking)
+            late = wish.overdue and isinstance(wish, Whole)
             wish.under_way = not (wish.given_up or late)
             if wish.under_way:
                 taken.append(wish)
             return wish.under_way
 
-    def _leave_alone(self, taken: Iterable[_Wish[Any]], *, committing: bool) -> None:
+    def _leave_alone(self, taken: Iterable[Wish[Any]], *, committing: bool) -> None:
         """A transaction failed, so that its wishes may be given up again; while it was `committing` it may be done.
 
         Then whoever has no row but this one waits on. Of an answer all has gone out but its end, which does not wait.
         """
         with self._change:
             for wish in taken:
-                wish.under_way = committing and isinstance(wish, _Booking)
+                wish.under_way = committing and isinstance(wish, Whole)
 
     def _answer(self, replies: list[Reply]) -> None:
         assert self._loop is not None
@@ -409,7 +371,7 @@ class Ledger:
         """In the loop: tell those who wait; a row that was opened for somebody who has given up is closed again."""
         for wish, result in replies:
             if wish.future is None or wish.future.done():
-                if isinstance(wish, _Opening) and not isinstance(result, Exception):
+                if isinstance(wish, Opening) and not isinstance(result, Exception):
                     self._close_for_nobody(wish.entry)
             elif isinstance(result, Exception):
                 wish.future.set_exception(result)
@@ -419,7 +381,7 @@ class Ledger:
 
     def _close_for_nobody(self, entry: Entry) -> None:
         with suppress(LedgerUnavailable):
-            self._ask(_Closing(entry, None, _nobodys(self.now_ms())))
+            self._ask(Closing(entry, None, nobodys(self.now_ms())))
 
     # ----------------------------------------------------------------------------------------------------- the others
 
@@ -445,23 +407,3 @@ class Ledger:
     def _leave(self) -> None:
         with suppress(SQLAlchemyError), self._writer.begin() as connection:
             self.heartbeat.leave(connection)
-
-
-def _still_wanted(wishes: Iterable[_Wish[Any]], now_ms: int) -> Iterator[_Wish[Any]]:
-    """All but rows to begin that nobody waits for; what a commit whose reply was lost may have left open is closed."""
-    for wish in wishes:
-        if isinstance(wish, _Closing) or not wish.given_up:
-            yield wish
-        elif isinstance(wish, _Opening) and wish.tries:
-            yield _Closing(wish.entry, None, _nobodys(now_ms))
-
-
-def _tried(wishes: list[_Wish[Any]]) -> list[_Wish[Any]]:
-    for wish in wishes:
-        wish.tries += 1
-    return wishes
-
-
-def _nobodys(now_ms: int) -> Outcome:
-    """The end of a row that was opened for somebody who had given up."""
-    return Outcome(state="aborted", finish="gone", ended_at=now_ms)

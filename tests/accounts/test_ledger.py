@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, insert, select, update
+from sqlalchemy import Engine, event, func, insert, select, update
 
 from qwen3vl_compat.accounts.booking import Budget, Entry, Outcome, OverBudget
 from qwen3vl_compat.accounts.database import writing
@@ -364,6 +364,22 @@ async def test_what_cannot_be_booked_in_time_is_not_booked_later(engine: Engine,
     await made.book(entry("b", price=None), outcome())
     await made.close()
     assert set(rows(engine)) == {"b"}
+    check(engine)
+
+
+async def test_what_comes_until_it_is_this_processs_turn_is_written_in_it(book: Ledger, engine: Engine) -> None:
+    commits: list[Any] = []
+    with writing(engine).begin():  # another process's turn
+        asked = [asyncio.create_task(book.open(entry("first", price=None)))]
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            if not book._wishes:
+                break
+        asked += [asyncio.create_task(book.open(entry(f"e{number}", price=None))) for number in range(5)]
+        await asyncio.sleep(0.01)
+        event.listen(engine, "commit", commits.append)
+    await asyncio.gather(*asked)
+    assert len(commits) == 2, "the other's, and one for all six"
     check(engine)
 
 
