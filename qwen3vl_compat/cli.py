@@ -16,6 +16,7 @@ from qwen3vl_compat.accounts.books import open_accounts
 from qwen3vl_compat.accounts.database import DatabaseUnusable
 from qwen3vl_compat.accounts.keys import KeyOver, Keys, UnknownKey, UnknownTenant
 from qwen3vl_compat.accounts.ledger import LedgerUnavailable
+from qwen3vl_compat.cli_doctor import add_doctor
 from qwen3vl_compat.cli_options import add_config, database_of, settings_of
 from qwen3vl_compat.cli_usage import add_usage
 from qwen3vl_compat.demo import SAMPLE
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
     cli_accounts.add_commands(commands)
     add_config(add_usage(commands, settings_of, database_of))
+    add_doctor(commands)
     return parser
 
 

@@ -19,6 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "media": (*VALUES, "media", "queue"),
     "policies": (*VALUES, "policies", "media", "accounts", "queue", "settings"),
     "adapters": (*VALUES, "adapters", "wire"),
+    "doctor": ("doctor",),
 }
 """The rooms of the house that a room may import; one that is not listed may import any."""
 
@@ -26,6 +27,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((*VALUES, "wire", "queue"), ("msgspec",)),
     "media": ("msgspec", "PIL", "numpy", "av", "pypdfium2", "httpcore", "certifi", "obstore"),
     "policies": ("msgspec", "limits", "slowapi", "redis", "hiredis"),
+    "doctor": ("msgspec", "httpx"),
 }
 """The packages, beside the standard library, that a room may import."""
 
@@ -34,7 +36,7 @@ MODEL = ("engines.local", "demo.batches", "demo.blank", "demo.train")
 OWNERS = {
     "litestar": ("server",),
     "langchain_core": ("adapters",),
-    "httpx": ("adapters",),
+    "httpx": ("adapters", "doctor", "cli_doctor"),
     "httpcore": ("media.fetch", "server.moderators"),
     "obstore": ("media.store",),
     "python_multipart": ("server.form",),
@@ -110,6 +112,7 @@ def test_every_module_keeps_the_law() -> None:
         ("media.spool", "from obstore import put_async"),
         ("server.app", "import python_multipart"),
         ("accounts.keys", "import psycopg.errors"),
+        ("doctor.wires", "from qwen3vl_compat.wire import openai_chat"),
     ],
 )
 def test_a_planted_violation_is_caught(module: str, planted: str) -> None:

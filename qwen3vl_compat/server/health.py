@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import Metric
 
+from qwen3vl_compat import __version__
 from qwen3vl_compat.server.answer import Service
 
 
@@ -22,7 +23,7 @@ async def readyz(service: NamedDependency[Service]) -> Response[dict[str, Any]]:
     """Requests are taken: the model is loaded, its thread lives and the server is not stopping."""
     state = "ok" if service.ready else "stopping" if service.lifecycle.draining else "unavailable"
     models = [model.id for model in service.engine.models()]
-    body = {"status": state, "models": models, "running": service.lifecycle.running}
+    body = {"status": state, "models": models, "running": service.lifecycle.running, "version": __version__}
     return Response(body, status_code=200 if service.ready else 503)
 
 

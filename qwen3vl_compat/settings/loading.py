@@ -18,6 +18,8 @@ from qwen3vl_compat.settings.server import LogSettings, ServerSettings
 from qwen3vl_compat.settings.storage import CacheSettings, LedgerSettings, ResponseSettings
 
 PREFIX = "QWEN3VL_"
+OTHERS = ("QWEN3VL_CONFIG", "QWEN3VL_API_KEY")
+"""Variables that are no settings: where these are, and what clients on the same machine show."""
 
 
 class SettingsError(Exception):
@@ -49,7 +51,7 @@ def load_settings(
     named = config or (Path(environment["QWEN3VL_CONFIG"]) if environment.get("QWEN3VL_CONFIG") else None)
     tables = _read_file(named or Path("qwen3vl.toml"), must_exist=named is not None)
     for name, value in environment.items():
-        if name.startswith(PREFIX) and name != "QWEN3VL_CONFIG":
+        if name.startswith(PREFIX) and name not in OTHERS:
             table, _, field = name.removeprefix(PREFIX).lower().partition("__")
             if table not in Settings.__struct_fields__ or not field:
                 raise SettingsError(f"The variable {name} names no setting.")
