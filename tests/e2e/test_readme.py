@@ -1,8 +1,10 @@
-"""The documentation's programs run as they stand, only the address, the key and the picture filled in."""
+"""The documentation's programs run as they stand, only the port, the key and the picture filled in."""
 
 import base64
+import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,54 +14,99 @@ from qwen3vl_compat.demo import SAMPLE
 from tests.media.crafted import drawing
 from tests.media.films import film, steady
 from tests.media.typeset import typeset
-from tests.serving import ROOT, Served
+from tests.serving import ROOT, UNCACHED, Served, serving
 
 pytestmark = pytest.mark.filterwarnings("default")
+OPEN = {"QWEN3VL_SERVER__ANONYMOUS_TENANT": "default"}
 
 
-def programs(document: str = "README.md", section: str = "") -> list[str]:
-    text = (ROOT / document).read_text(encoding="utf-8").partition(section or "\n")[2]
-    return re.findall(r"^```python\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The bundled model, for callers with a key and without one, as the README starts it."""
+    with serving(tmp_path_factory.mktemp("readme"), environment=UNCACHED | OPEN) as served:
+        yield served
 
 
-def test_the_programs_run(
-    demo: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "picture.png").write_bytes(SAMPLE.read_bytes())
-    (tmp_path / "film.mp4").write_bytes(film(steady([drawing(64, 64, seed=n) for n in range(100)], 1), rate=1))
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    parts: list[Any] = []
-    for program in programs():
-        filled = program.replace("http://127.0.0.1:8080", demo.url).replace("sk-...", demo.key)
-        filled = filled.replace("base64,...", "base64," + base64.b64encode(SAMPLE.read_bytes()).decode())
-        exec(filled, names)
-        parts += [names.pop("part")] if "part" in names else []
-    try:
-        printed = capsys.readouterr().out
-        assert printed.startswith("HELLO42HELLO42\n")
-        openai_part, google_part = parts
-        content = [openai_part, {"type": "text", "text": "What is this?"}]
-        messages = [{"role": "user", "content": content}]
-        answer = names["client"].chat.completions.create(model="qwen3-vl", messages=messages, max_tokens=5)
-        assert answer.usage.prompt_tokens_details.video_tokens > 0
-        counted = names["gemini"].models.count_tokens(model="qwen3-vl", contents=[google_part, "What is this?"])
-        assert counted.total_tokens > 100
-    finally:
-        names["client"].close()
-        names["gemini"].close()
-
-
-def test_the_clients_programs_run(
-    demo: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with the files that the programs name."""
     (tmp_path / "picture.png").write_bytes(SAMPLE.read_bytes())
     (tmp_path / "report.pdf").write_bytes(typeset(["ONE", "TWO"]))
     (tmp_path / "film.mp4").write_bytes(film(steady([drawing(64, 64, seed=n) for n in range(100)], 1), rate=1))
     monkeypatch.chdir(tmp_path)
+
+
+def programs(document: str, section: str = "") -> list[str]:
+    """Those of a document, or of one section of it."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(r"^```python\n(.+?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def run(served: Served, listed: list[str]) -> dict[str, Any]:
+    """Run them one after the other in one namespace, which is returned."""
+    assert listed
     names: dict[str, Any] = {}
-    first, *others = programs("docs/clients.md", "## Python client")
-    exec(first.replace("http://localhost:8080", demo.url).replace("sk-...", demo.key), names)
+    for program in listed:
+        filled = program.replace("http://localhost:8080", served.url.replace("127.0.0.1", "localhost"))
+        filled = filled.replace("sk-...", served.key)
+        filled = filled.replace("base64,...", "base64," + base64.b64encode(SAMPLE.read_bytes()).decode())
+        exec(filled, names)
+    return names
+
+
+def test_the_readmes_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """OpenAI's client, and no client and no key; LangChain's has a test of its own."""
+    openai_sdk, langchain, keyless = programs("README.md")
+    assert "ChatQwen3VL" in langchain
+    assert not re.search("key|authorization", keyless, re.IGNORECASE)
+    run(served, [openai_sdk])["client"].close()
+    names = run(served, [keyless])
+    assert capsys.readouterr().out == "HELLO42\nHELLO42\n"
+    assert names["answer"].request.url.startswith("http://localhost:")
+    assert not {"authorization", "x-goog-api-key"} & {name.lower() for name in names["answer"].request.headers}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("qwen3vl_compat.adapters.langchain") is None, reason="ChatQwen3VL is not there yet"
+)
+def test_the_readmes_langchain_runs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    openai_sdk, langchain, _ = programs("README.md")
+    run(served, [openai_sdk, langchain])["client"].close()
+    assert capsys.readouterr().out == "HELLO42\nHELLO42\n"
+
+
+def test_openais_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(served, programs("docs/clients.md", "OpenAI"))
+    with names["client"] as client:
+        assert capsys.readouterr().out.startswith("HELLO42")
+        messages = [{"role": "user", "content": [names["part"], {"type": "text", "text": "What is this?"}]}]
+        answer = client.chat.completions.create(model="qwen3-vl", messages=messages, max_tokens=5)
+        assert answer.usage.prompt_tokens_details.video_tokens > 0
+
+
+def test_googles_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(served, programs("docs/clients.md", "Google"))
+    try:
+        assert re.fullmatch(r"HELLO42\n\d+\n", capsys.readouterr().out)
+        counted = names["gemini"].models.count_tokens(model="qwen3-vl", contents=[names["part"], "What is this?"])
+        assert counted.total_tokens > 100
+    finally:
+        names["gemini"].close()
+
+
+def test_langchains_and_anthropics_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    run(served, programs("docs/clients.md", "LangChain"))
+    assert capsys.readouterr().out == "HELLO42\n"
+    names = run(served, programs("docs/clients.md", "Anthropic"))
+    with names["client"]:
+        assert names["message"].content[0].text
+
+
+def test_the_clients_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = programs("docs/clients.md", "Python client")
+    names = run(served, [first])
     with names["client"]:
         for program in others:
             exec(program, names)
