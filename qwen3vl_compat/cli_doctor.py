@@ -5,11 +5,13 @@ import asyncio
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import msgspec
 
 from qwen3vl_compat.demo import SAMPLE
+from qwen3vl_compat.doctor.finding import Finding, Result
 
 USUAL_URL = "http://127.0.0.1:8080"
 USUAL_SECONDS = 60.0
@@ -20,7 +22,7 @@ def add_doctor(commands: Any) -> None:
     """Add the command to an argparse parser's subparsers."""
     doctor: argparse.ArgumentParser = commands.add_parser("doctor", help="check a running server as its clients use it")
     doctor.add_argument("--url", default=USUAL_URL, help=f"the server's address (default: {USUAL_URL})")
-    doctor.add_argument("--key", help=f"an API key (default: ${KEY}, which other programs cannot see; else none)")
+    doctor.add_argument("--key", help=f"an API key (default: ${KEY}, which other users cannot see; else none)")
     doctor.add_argument("--model", default="", help="which model to ask (default: the first that the server lists)")
     doctor.add_argument("--timeout", type=_seconds, default=USUAL_SECONDS, help="seconds for each check (default: 60)")
     doctor.add_argument("--json", action="store_true", help="one JSON object, for programs")
@@ -48,7 +50,6 @@ async def _examined(options: argparse.Namespace) -> bool:
     import httpx  # which the other commands do not need
 
     from qwen3vl_compat.doctor.checks import examine, make_checks
-    from qwen3vl_compat.doctor.finding import Finding
     from qwen3vl_compat.doctor.visit import Visit, checked_key, origin_of
 
     key = checked_key(options.key if options.key is not None else os.environ.get(KEY, ""))
@@ -63,17 +64,22 @@ async def _examined(options: argparse.Namespace) -> bool:
             found.append(finding)
             if not options.json:
                 print(f"{finding.check:{width}}  {finding.result:13}  {finding.seen}", flush=True)
-    failed = [finding for finding in found if finding.result == "failed"]
-    seconds = time.monotonic() - begun
+    ok = all(finding.result != "failed" for finding in found)
+    told = {"requests": visit.requests, "tokens": visit.tokens, "seconds": round(time.monotonic() - begun, 3)}
     if options.json:
-        told = {"url": origin, "ok": not failed, "requests": visit.requests, "tokens": visit.tokens}
-        print(msgspec.json.encode(told | {"seconds": round(seconds, 3), "checks": found}).decode())
-        return not failed
-    for finding in failed:
-        print(f"\n{finding.check}\n  expected  {finding.expected}\n  seen      {finding.seen}")
-        print(*([f"  try       {finding.hint}"] if finding.hint else []), sep="\n", end="\n" if finding.hint else "")
-    counts = ", ".join(
-        f"{sum(finding.result == result for finding in found)} {result}" for result in ("ok", "failed", "not available")
-    )
-    print(f"\n{counts}; {visit.requests} requests, {visit.tokens:,} tokens, {seconds:.1f} s")
-    return not failed
+        print(msgspec.json.encode({"url": origin, "ok": ok} | told | {"checks": found}).decode())
+    else:
+        print("\n".join(_end(found)))
+        print("{requests} requests, {tokens:,} tokens, {seconds:.1f} s".format(**told))
+    return ok
+
+
+def _end(found: list[Finding]) -> Iterator[str]:
+    """What stands below the table: more of what failed, and the sums."""
+    for finding in found:
+        if finding.result == "failed":
+            yield f"\n{finding.check}\n  expected  {finding.expected}\n  seen      {finding.seen}"
+            if finding.hint:
+                yield f"  try       {finding.hint}"
+    results: tuple[Result, ...] = get_args(Result)
+    yield "\n" + ", ".join(f"{sum(finding.result == result for finding in found)} {result}" for result in results)

@@ -178,24 +178,26 @@ class Google:
     def headers(self, key: str) -> Json:
         return {"x-goog-api-key": key} if key else {}
 
-    def _contents(self, question: Question) -> Json:
+    def _body(self, question: Question, **config: Any) -> Json:
         parts: list[Json] = [{"text": question.text}]
         if question.picture:
             data = base64.urlsafe_b64encode(question.picture).decode("ascii")  # as Google's Python client does
             parts.insert(0, {"inlineData": {"mime_type": "image/png", "data": data}})
-        return {"contents": [{"role": "user", "parts": parts}]}
+        generation = {"thinkingConfig": {"thinking_budget": 0}} | config
+        return {"contents": [{"role": "user", "parts": parts}], "generationConfig": generation}
 
     def _path(self, question: Question, method: str) -> str:
         return f"/v1beta/models/{quote(question.model)}:{method}"
 
     def ask(self, key: str, question: Question, *, stream: bool = False) -> Ask:
-        config = {"maxOutputTokens": question.most, "thinkingConfig": {"thinking_budget": 0}}
         path = self._path(question, "streamGenerateContent?alt=sse" if stream else "generateContent")
-        body = self._contents(question) | {"generationConfig": config}
+        body = self._body(question, maxOutputTokens=question.most)
         return Ask("POST", path, self.headers(key) | FRESH, {"json": body})
 
     def count(self, key: str, question: Question) -> Ask:
-        return Ask("POST", self._path(question, "countTokens"), self.headers(key), {"json": self._contents(question)})
+        # As a whole request: that no thoughts are wanted is told to the model, and takes tokens.
+        asked = {"generateContentRequest": {"model": f"models/{question.model}"} | self._body(question)}
+        return Ask("POST", self._path(question, "countTokens"), self.headers(key), {"json": asked})
 
     def counted(self, reply: Reply) -> int:
         return reply.read(shapes.CountTokens, "a count of tokens").total_tokens

@@ -120,7 +120,8 @@ def test_the_table_is_for_people(
     assert lines[told + 1] == "  expected  200 from /v1/chat/completions"
     assert lines[told + 2] == "  seen      404: The model 'nobody' does not exist or you have no access to it."
     assert "--model" in lines[told + 3]
-    assert lines[-1].split("; ")[0].startswith(f"{sum(' ok  ' in line for line in lines)} ok, 4 failed, ")
+    assert lines[-2].startswith(f"{sum(' ok  ' in line for line in lines)} ok, 4 failed, ")
+    assert " requests, 0 tokens, " in lines[-1]
     assert key not in "\n".join(lines)
 
 
