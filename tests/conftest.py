@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import hypothesis
 import pytest
+import trustme
 
 from tests.postgres import empty_postgres, new_postgres, postgres, postgres_template  # noqa: F401, these are fixtures
 from tests.redis_server import own_redis, redis_server  # noqa: F401, these too
@@ -32,6 +33,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 1 if folder == "e2e" else 2 if folder in ("engines", "media") else 3
 
     items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Clients trust one authority: each would read all of certifi's, 25 ms of a core, though it asks by plain HTTP."""
+    certificate = tmp_path_factory.mktemp("authority") / "authority.pem"
+    trustme.CA().cert_pem.write_to_path(str(certificate))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(certificate))
+        yield
 
 
 @pytest.fixture(scope="session")
