@@ -41,6 +41,9 @@ CHECKED = {torch.float32: 0.001, torch.bfloat16: 0.1, torch.float16: 0.02}
 """A compiled step's logits may differ from the plain one's by this share of their spread. Rounding to bfloat16 alone
 makes 0.02 over 8 layers."""
 
+OPTIONS = {"aot_inductor.package_constants_in_so": False, "aot_inductor.precompile_headers": False}
+"""The weights are lent. To compile the headers ahead takes longer than the two steps then save by it."""
+
 
 class Recipe(msgspec.Struct, frozen=True):
     """All that the compiled step depends on, beside the programs and the machine."""
@@ -88,7 +91,7 @@ class Recipe(msgspec.Struct, frozen=True):
                 package = torch._inductor.aoti_compile_and_package(  # pyright: ignore[reportPrivateUsage]
                     exported,
                     package_path=str(folder / f"{name}.pt2"),
-                    inductor_configs={"aot_inductor.package_constants_in_so": False},
+                    inductor_configs=OPTIONS,
                 )
             _unpack(Path(package), folder, name)
 
