@@ -13,7 +13,7 @@ from qwen3vl_compat.engines.local.decoding import score
 from qwen3vl_compat.engines.local.sampling import Bits, Chooser, Row, Seen, draw, uniform
 
 Floats = NDArray[np.float64]
-DRAWS = 20_000
+DRAWS, MANY = 4_000, 20_000
 SIZE = 1050
 
 
@@ -101,10 +101,11 @@ def seen() -> Seen:
     return made
 
 
+@pytest.mark.parametrize("draws", [DRAWS, pytest.param(MANY, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("masked", [False, True], ids=["free", "masked"])
 @pytest.mark.parametrize("name", CASES)
-def test_shares_are_the_reference_s(name: str, masked: bool) -> None:
-    """Chi-square over DRAWS seeds; one in 10,000 right implementations would fail, and the seeds are fixed."""
+def test_shares_are_the_reference_s(name: str, masked: bool, draws: int) -> None:
+    """Chi-square over so many seeds; one in 10,000 right implementations would fail, and the seeds are fixed."""
     rng = np.random.default_rng(len(name))
     logits = rng.normal(0, 2.5, SIZE)
     allowed = [*rng.choice(SIZE, 300, replace=False).tolist(), 3, 5, 21] if masked else None
@@ -113,13 +114,13 @@ def test_shares_are_the_reference_s(name: str, masked: bool) -> None:
     row = torch.from_numpy(logits).float()[None]
     bits = bits_of(allowed) if allowed else None
     counts, memory = np.zeros(SIZE), seen()
-    for start in range(0, DRAWS, 1000):
+    for start in range(0, draws, 1000):
         rows = [Row(0, Chooser(seed=seed, **options), 9, memory, bits) for seed in range(start, start + 1000)]
         np.add.at(counts, drawn(row, rows), 1)
     assert not counts[expected == 0].any(), "a token that must not come has come"
-    common = expected * DRAWS >= 8
-    cells = [*zip(counts[common], expected[common] * DRAWS, strict=True)]
-    if (rest := expected[~common].sum() * DRAWS) > 8:
+    common = expected * draws >= 8
+    cells = [*zip(counts[common], expected[common] * draws, strict=True)]
+    if (rest := expected[~common].sum() * draws) > 8:
         cells.append((counts[~common].sum(), rest))
     chi = sum((found - wanted) ** 2 / wanted for found, wanted in cells)
     freedom = len(cells) - 1
