@@ -370,6 +370,8 @@ def exchanged(served: Served, *pieces: bytes, pause: float = 0.0, seconds: float
 
 
 JSON_HEAD = b"Content-Type: application/json\r\n"
+LAST = b"Connection: close\r\n"
+"""Of a request that is answered as any, so that the end of its answer need not be guessed from a silence."""
 
 
 def head(served: Served, path: str, *lines: bytes, host: bytes = b"Host: x\r\n") -> bytes:
@@ -433,9 +435,8 @@ def test_a_strange_head(strong: Served, name: str, path: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, NATIVE])
 @pytest.mark.parametrize("name", HOSTS)
 def test_a_strange_host(strong: Served, name: str, path: str) -> None:
-    answer = exchanged(
-        strong, head(strong, path, JSON_HEAD, b"Content-Length: 2\r\n", host=HOSTS[name]) + b"{}", seconds=2
-    )
+    lines = (JSON_HEAD, LAST, b"Content-Length: 2\r\n")
+    answer = exchanged(strong, head(strong, path, *lines, host=HOSTS[name]) + b"{}")
     assert answer.startswith(b"HTTP/1.1 400"), answer[:300]
     check_raw(answer, path)
 
@@ -463,7 +464,7 @@ def test_a_dripping_body_is_cut_off(strong: Served, path: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, NATIVE])
 def test_a_second_request_after_an_error_is_answered_or_the_line_is_closed(strong: Served, path: str) -> None:
     bad = head(strong, path, JSON_HEAD, b"Content-Length: 1\r\n") + b"{"
-    answer = exchanged(strong, bad + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n", seconds=2)
+    answer = exchanged(strong, bad + b"GET /livez HTTP/1.1\r\nHost: x\r\n" + LAST + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 400")
     assert answer.count(b"HTTP/1.1") in (1, 2)
     assert b"HTTP/1.1 5" not in answer
@@ -472,8 +473,8 @@ def test_a_second_request_after_an_error_is_answered_or_the_line_is_closed(stron
 @pytest.mark.parametrize("path", [CHAT, NATIVE])
 def test_a_client_that_asks_before_it_sends(strong: Served, path: str) -> None:
     body = json.dumps(chat(max_tokens=1) if path == CHAT else native()).encode()
-    lines = (JSON_HEAD, b"Expect: 100-continue\r\nContent-Length: %d\r\n" % len(body))
-    answer = exchanged(strong, head(strong, path, *lines), body, pause=0.2, seconds=2)
+    lines = (JSON_HEAD, LAST, b"Expect: 100-continue\r\nContent-Length: %d\r\n" % len(body))
+    answer = exchanged(strong, head(strong, path, *lines), body, pause=0.2)
     assert b"HTTP/1.1 100" in answer
     assert b"HTTP/1.1 200" in answer
 
