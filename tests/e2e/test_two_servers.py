@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from qwen3vl_compat.cli import main
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, running
 from tests.serving import Served, serving
 
 SCRIPTED = {"QWEN3VL_MODEL__ENGINE": "scripted"}
@@ -37,12 +37,23 @@ class Pair:
             return await asyncio.gather(*(client.post(url, json=body) for url in urls))
 
 
-@pytest.fixture
-def pair(tmp_path: Path, own_redis: RedisServer, capsys: pytest.CaptureFixture[str]) -> Iterator[Pair]:
-    environment = SCRIPTED | {"QWEN3VL_LIMITS__REDIS": own_redis.url}
+@pytest.fixture(scope="module")
+def mortal_redis() -> Iterator[RedisServer]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, mortal_redis: RedisServer) -> Iterator[list[Served]]:
+    folder, environment = tmp_path_factory.mktemp("two"), SCRIPTED | {"QWEN3VL_LIMITS__REDIS": mortal_redis.url}
     with ExitStack() as stack:
-        servers = [stack.enter_context(serving(tmp_path, environment=environment)) for _ in range(2)]
-        yield Pair(servers, capsys)
+        yield [stack.enter_context(serving(folder, environment=environment)) for _ in range(2)]
+
+
+@pytest.fixture
+def pair(two: list[Served], capsys: pytest.CaptureFixture[str]) -> Pair:
+    """The same servers for all; each test has a key of its own."""
+    return Pair(two, capsys)
 
 
 def asking(most: int = 20) -> Any:
@@ -85,13 +96,13 @@ async def test_requests_and_tokens_of_both_count_together(pair: Pair) -> None:
     assert codes(await pair.race(key, 50, asking(20))) == {"200": 10, "rate_limit_exceeded": 40}
 
 
-async def test_redis_goes_and_comes_back_and_no_request_fails(pair: Pair, own_redis: RedisServer) -> None:
+async def test_redis_goes_and_comes_back_and_no_request_fails(pair: Pair, mortal_redis: RedisServer) -> None:
     pair.command("prices", "set", "*", "--text-in", "1", "--out", "2")
     key = pair.command("keys", "create", "--requests", "1000/day", "--concurrent", "50", "--budget", "1/day")
     assert codes(await pair.race(key, 20, asking(1))) == {"200": 20}
-    own_redis.kill()
+    mortal_redis.kill()
     assert codes(await pair.race(key, 40, asking(1))) == {"200": 40}
-    own_redis.start()
+    mortal_redis.start()
     for _ in range(400):
         logs = [served.log() for served in pair.servers]
         if all("Redis is back" in log for log in logs):
