@@ -1,5 +1,6 @@
 """Tiny checkpoints, and servers shared by the whole run: starting one costs seconds."""
 
+import gc
 import os
 import shutil
 import socket
@@ -33,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 1 if folder == "e2e" else 2 if folder in ("engines", "media") else 3
 
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays to the end: to walk it again and again took the collector an eighth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
