@@ -13,7 +13,7 @@ from typing import Self, Unpack
 import httpx
 
 from qwen3vl_compat.adapters.calling.answers import Answer, tool_result, whole_of
-from qwen3vl_compat.adapters.calling.caller import Caller, Model
+from qwen3vl_compat.adapters.calling.caller import Caller, Model, Task
 from qwen3vl_compat.adapters.calling.failures import (
     BadRequest,
     ClientError,
@@ -69,6 +69,7 @@ __all__ = [
     "Sampling",
     "ServerFailed",
     "Stream",
+    "Task",
     "TextDelta",
     "Thinking",
     "TimeIsUp",
@@ -128,6 +129,10 @@ class Qwen3VLClient:
         """The same, as the answer is made. Nothing is sent before something is read."""
         question = Question(prompt, image_path, temperature, max_tokens, options)
         return Stream(Run(self._caller.answer(question, stream=True), self._http))
+
+    def run(self, task: Task[T], **common: Unpack[Common]) -> T:
+        """Carry out a task, as those of `abilities` are; raises a ClientError."""
+        return self._finish(task(self._caller, common))
 
     def upload(
         self, source: str | Path | bytes, name: str = "", life: int | None = None, **common: Unpack[Common]
@@ -242,6 +247,10 @@ class AsyncQwen3VLClient:
         """The same, as the answer is made. Nothing is sent before something is read."""
         question = Question(prompt, image_path, temperature, max_tokens, options)
         return AsyncStream(AsyncRun(self._caller.answer(question, stream=True), self._http))
+
+    async def run(self, task: Task[T], **common: Unpack[Common]) -> T:
+        """Carry out a task, as those of `abilities` are; raises a ClientError."""
+        return await self._finish(task(self._caller, common))
 
     async def upload(
         self, source: str | Path | bytes, name: str = "", life: int | None = None, **common: Unpack[Common]

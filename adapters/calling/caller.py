@@ -1,5 +1,6 @@
 """Everything a client can do, sans I/O: both faces run these steps."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -21,7 +22,7 @@ from qwen3vl_compat.adapters.calling.options import (
 )
 from qwen3vl_compat.adapters.calling.prompt import gathered, turns
 from qwen3vl_compat.adapters.calling.sending import Sending, carried_out
-from qwen3vl_compat.adapters.calling.steps import Call, Steps, work
+from qwen3vl_compat.adapters.calling.steps import Call, Steps, T, work
 from qwen3vl_compat.wire.openai_client import encode_request
 
 
@@ -89,3 +90,7 @@ class Caller:
     def _sending(self, common: Common, known: type[Common] = Common) -> Sending:
         check_names(common, known)
         return sending_of(self.configuration, common)
+
+
+Task = Callable[[Caller, Common], Steps[T]]
+"""Something to be found out by asking, as the `abilities` are; either face runs it."""

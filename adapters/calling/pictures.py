@@ -2,6 +2,7 @@
 
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -12,6 +13,8 @@ LONGEST_SIDE = 2048
 QUALITY = 95
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""Orientations that change width and height over."""
 
 
 def prepared(data: bytes, longest_side: int, param: str) -> bytes | None:
@@ -28,6 +31,24 @@ def prepared(data: bytes, longest_side: int, param: str) -> bytes | None:
             return None
         except Exception as error:  # Pillow raises some twenty kinds for broken files
             raise InvalidInput(f"{param}: the picture cannot be decoded ({error})", param=param) from error
+
+
+def size_of(source: Path | bytes, param: str) -> tuple[int, int]:
+    """Width and height of a picture as it is seen, upright, in pixels; raises InvalidInput for what is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+                width, height = image.size
+                lies = image.getexif().get(_ORIENTATION, 1) in _LYING
+        except UnidentifiedImageError:
+            raise InvalidInput(f"{param}: must be a picture", param=param) from None
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise InvalidInput(f"{param}: cannot be read ({why})", param=param) from error
+        except Exception as error:
+            raise InvalidInput(f"{param}: the picture cannot be decoded ({error})", param=param) from error
+    return (height, width) if lies else (width, height)
 
 
 def _is_ready(image: Image.Image, longest_side: int) -> bool:

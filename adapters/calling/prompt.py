@@ -37,11 +37,14 @@ class _Look(Struct, frozen=True, kw_only=True):
     """What to call it; a file has its own name."""
 
 
+Source = str | Path | bytes | RemoteFile
+"""A medium's path or bytes, an http(s) URL that the server fetches, or an uploaded file or its id."""
+
+
 class Attachment(_Look, frozen=True):
     """A picture, video or PDF; what it is, its first bytes tell."""
 
-    source: str | Path | bytes | RemoteFile
-    """Its path or bytes, an http(s) URL that the server fetches, or an uploaded file or its id."""
+    source: Source
 
 
 Prompt = str | Sequence[str | Path | Attachment | Message]
@@ -117,7 +120,7 @@ def _media(param: str, attachment: Attachment, longest_side: int) -> "Steps[Medi
         source=b"", name=attachment.name, param=param, detail=attachment.detail, start=attachment.start,
         end=attachment.end, fps=attachment.fps, pages=attachment.pages,
     )  # fmt: skip
-    source = _named(attachment.source)
+    source = located(attachment.source)
     if isinstance(source, Link | Upload):
         return replace(media, source=source)
     return (yield from work(partial(_looked_at, media, source, longest_side)))
@@ -131,7 +134,8 @@ def _carried(found: "_Found", room: int, sending: Sending) -> Steps[Media]:
     return replace(found.media, source=Upload(file.id))
 
 
-def _named(source: str | Path | bytes | RemoteFile) -> Path | bytes | Link | Upload:
+def located(source: Source) -> Path | bytes | Link | Upload:
+    """Where a medium lies: here, or where only the server reads it."""
     match source:
         case RemoteFile():
             return Upload(source.id)

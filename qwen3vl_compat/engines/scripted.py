@@ -192,7 +192,8 @@ class ScriptedEngine:
         last = request.messages[-1]
         asked = " ".join(part.text for part in last.leaves if isinstance(part, Text))
         asked = f"result: {asked}" if last.role == "tool" else asked
-        seen = "".join(f"[{_seen(part)}] " for part in last.leaves if isinstance(part, Picture | Video))
+        plain = request.format.kind == "text"
+        seen = "".join(f"[{_seen(part)}] " for part in last.leaves if plain and isinstance(part, Picture | Video))
         tools = _callable(request)
         answer = next(self._lines(asked, seen, calling=bool(tools)), seen + "I have no line for that.")
         if request.tool_choice.mode == "required" and "<tool_call>" not in answer:
