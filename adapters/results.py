@@ -30,7 +30,7 @@ class Reading(Result, frozen=True, kw_only=True, omit_defaults=True):
     text: str
     blocks: tuple[Block, ...] = ()
     """Of HTML, the parts that say where they are."""
-    unit: Unit = "pixel"
+    unit: Unit | None = None
     """Of the blocks' places."""
 
 

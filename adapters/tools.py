@@ -50,11 +50,12 @@ class Reach(Struct, frozen=True):
         folder = self.folder.resolve()
         try:
             path = (folder / named).resolve()  # follows links, so that none leads out
+            inside, there = path.is_relative_to(folder), path.is_file()
         except (OSError, ValueError):
-            raise _refused("is no path") from None
-        if not path.is_relative_to(folder):
+            raise _refused("cannot be opened") from None
+        if not inside:
             raise _refused("only files of the allowed folder are opened")
-        if not path.is_file():
+        if not there:
             raise _refused("there is no such file")
         return path
 

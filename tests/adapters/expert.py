@@ -21,14 +21,14 @@ class Expert(ScriptedEngine):
 
     EXPERTISE: ClassVar = (
         (r"qwenvl html", PAGE),
-        (r"qwenvl markdown", "```markdown\n# Annual report\n```"),
+        (r"qwenvl markdown", "Here it is:\n```markdown\n# Annual report\n```"),
         (r'categories: "(\w+)".*bbox', r'[{"bbox_2d": [100, 200, 300, 400], "label": "\1"}]'),
         (r'points: "(\w+)"', r'[{"point_2d": [500, 1000], "label": "\1"}]'),
         (r"Localize every moment", '[{"start": "00:01.50", "end": "01:03.00"}]'),
-        (r"Extract the information.*colour", '{"colour": "red", "wheels": 4}'),
+        (r"(?s)Extract the information.*colour", '{"colour": "red", "wheels": 4}'),
         (r"Analyze this (\w+)", "Here it is:\n```html\n<main>\\1</main>\n```\nEnjoy."),
-        (r"query: press submit.*Answer with the next action", r'click_button("submit")'),
-        (r"query: read on.*Answer with the next action", r'scroll_to("settings")'),
+        (r"(?s)query: press submit.*Answer with the next action", r'click_button("submit")'),
+        (r"(?s)query: read on.*Answer with the next action", r'scroll_to("settings")'),
         (r"query: open the mail", call("computer_use", '{"action": "left_click", "coordinate": [1000, 250]}')),
         (r"query: wait blindly", call("computer_use", '{"action": "wait"}')),
         (r"(?s)What colour.*between <(\w+)>", r"I see. <\1>red</\1>"),
