@@ -67,6 +67,15 @@ def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
+def expert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The scripted engine as an expert for pictures (tests/adapters/expert.py), served."""
+    environment = UNCACHED | {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MODEL__PAUSE": "0"}
+    folder = tmp_path_factory.mktemp("expert")
+    with serving(folder, environment=environment, module="tests.adapters.expert") as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
 def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model's shape with random weights."""
     import torch

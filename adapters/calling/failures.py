@@ -4,7 +4,7 @@ ClientError              status, code, param, request_id, retry_after: what is k
 ├── InvalidInput         what was given cannot be sent; nothing was
 ├── ConnectionFailed     the server cannot be reached, or the connection broke
 │   └── TimedOut         the time given for the call is over
-├── Unreadable           what came is no answer of this server
+├── Unreadable           what came is no answer of this server, or not in the form that was asked for
 └── Refused              the server says why not
     ├── Unauthorized     401  no key, or one it does not know
     ├── Forbidden        403  the key may not do this
@@ -61,7 +61,7 @@ class TimedOut(ConnectionFailed):
 
 
 class Unreadable(ClientError):
-    """What came is no answer of this server."""
+    """What came is no answer of this server, or not in the form that was asked for."""
 
 
 class Refused(ClientError):

@@ -22,15 +22,7 @@ from qwen3vl_compat.demo import SAMPLE
 from tests.adapters.faulty import Says, faulty
 from tests.media.crafted import drawing, encoded
 from tests.media.films import film, steady
-from tests.serving import UNCACHED, Served, serving
-
-
-@pytest.fixture(scope="module")
-def expert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    environment = UNCACHED | {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MODEL__PAUSE": "0"}
-    folder = tmp_path_factory.mktemp("expert")
-    with serving(folder, environment=environment, module="tests.adapters.expert") as served:
-        yield served
+from tests.serving import Served
 
 
 @pytest.fixture(scope="module")

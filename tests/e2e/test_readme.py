@@ -115,3 +115,18 @@ def test_the_clients_programs_run(served: Served, capsys: pytest.CaptureFixture[
     assert names["moment"].usage.prompt_video > 0
     (call,) = names["answer"].calls
     assert json.loads(call.arguments).keys() == {"city"}
+
+
+def test_the_tools_programs_run(expert: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name in ("report.png", "street.jpg", "sketch.png", "screen.png", "pictures/street.jpg"):
+        (tmp_path / name).write_bytes(SAMPLE.read_bytes())
+    names = run(expert, programs("docs/tools.md"))
+    names["client"].close()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:5] == ["# Annual report", "car 19 9 58 20", "1.5", "red", "<main>sketch</main>"]
+    assert printed[5].startswith("Click(at=Point(x=191, y=12, label=''), button='left', times=1) next_action.")
+    assert printed[6:8] == ["red", "red"]
+    assert json.loads(printed[8])["boxes"][0]["label"] == "car"
+    assert json.loads(printed[9])["text"] == "[192x48] A red car."
+    assert len(names["definitions"]) == len(names["tools"]) == 3
