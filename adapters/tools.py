@@ -177,11 +177,9 @@ class Toolbox:
             raise InvalidInput(f"name: there is no tool {name!r}, only {', '.join(self._tools)}", param="name")
         kind = self._tools[name]
         try:
-            if isinstance(arguments, str):
-                given = msgspec.json.decode(arguments or "{}", type=kind)
-            else:
-                given = msgspec.convert(dict(arguments), kind)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            said = arguments.encode() if isinstance(arguments, str) else msgspec.json.encode(arguments)
+            given = msgspec.json.decode(said or b"{}", type=kind)
+        except (msgspec.MsgspecError, TypeError, UnicodeError, RecursionError) as error:
             raise InvalidInput(f"arguments: {error}", param="arguments") from error
         return self._client.run(given.task(self._reach.open(given.source)))
 

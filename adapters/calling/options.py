@@ -212,7 +212,7 @@ def schema_text(schema: Mapping[str, Any] | type) -> str:
             own = getattr(schema, "model_json_schema", None)
             return json.dumps(_schema_of(schema) if own is None else own(), ensure_ascii=False)
         return json.dumps(dict(schema), ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(f"schema: is no JSON Schema ({error})", param="schema") from error
 
 

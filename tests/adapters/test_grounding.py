@@ -1,11 +1,12 @@
 """Thousandths to pixels: always inside of the true picture, as it is seen."""
 
+from io import BytesIO
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from qwen3vl_compat.adapters.calling.pictures import prepared, size_of
 from qwen3vl_compat.adapters.client import InvalidInput
@@ -84,6 +85,24 @@ def test_the_size_is_that_of_the_upright_picture(form: str, orientation: int, si
     seen = size_of(made, "p")
     assert max(seen) <= 2048
     assert abs(seen[0] / seen[1] - width / height) <= 0.02 * width / height
+
+
+@settings(max_examples=25)
+@given(st.tuples(st.integers(1, 3000), st.integers(1, 200)), st.integers(1, 8), st.tuples(places, places))
+def test_places_lie_in_the_picture_however_it_lies_and_was_brought_down(
+    size: tuple[int, int], orientation: int, at: tuple[float, float]
+) -> None:
+    """At the same part of it, too, as in what the model sees."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", size), "JPEG", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+    sent = Image.open(BytesIO(prepared(data, 2048, "p") or b""))
+    point = Plane.of(size_of(data, "p")).point(at)
+    upright.getpixel((point.x, point.y))  # raises for one that is outside
+    seen = Plane.of(sent.size).point(at)
+    for true, small, side, less in zip((point.x, point.y), (seen.x, seen.y), upright.size, sent.size, strict=True):
+        assert abs(true / side - small / less) <= 1 / less + 1e-9
 
 
 @pytest.mark.parametrize("data", [b"hello", b"%PDF-1.7", b""])

@@ -162,7 +162,6 @@ def test_the_bundled_model_reads_in_all_three_ways(demo: Served) -> None:
     ("name", "arguments"),
     [
         ("locate", {"what": ["letter", "digit"]}),
-        ("locate", {"what": ["digit"], "shape": "points"}),
         ("next_action", {"goal": "read on", "vocabulary": "named"}),
     ],
 )
@@ -175,7 +174,6 @@ def test_a_model_that_cannot_is_held_to_the_form_all_the_same(
     assert result.complete
     if isinstance(result, Located):
         assert all(0 <= box.left < box.right <= 192 and 0 <= box.top < box.bottom <= 48 for box in result.boxes)
-        assert all(0 <= point.x < 192 and 0 <= point.y < 48 for point in result.points)
         assert {each.label for each in result.boxes} <= {"letter", "digit"}
 
 
@@ -272,6 +270,30 @@ def test_wrong_calls_are_told_in_words(name: str, arguments: str, why: str) -> N
         content = Toolbox(client).run({"id": "c", "function": {"name": name, "arguments": arguments}})["content"]
     assert content.startswith("Error: ")
     assert why in content
+
+
+def nested(depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for _ in range(depth):
+        made = {"a": made}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("extract", '{"source": "sample.png", "schema": ' + '{"a": ' * 5000 + "{}" + "}" * 5001),
+        ("extract", {"source": "sample.png", "schema": nested(5000)}),
+        ("extract", {"source": "sample.png", "schema": {"a": object()}}),
+        ("describe", {"source": "sample.png", "question": "\ud800"}),
+        ("describe", '{"source": "sample.png", "question": "\ud800"}'),
+        ("describe", {"source": "\ud800.png"}),
+        ("describe", {1: 2}),
+    ],
+)
+def test_hostile_calls_are_told_in_words(name: str, arguments: Any) -> None:
+    with Qwen3VLClient("http://127.0.0.1:1", retries=0) as client:
+        assert Toolbox(client, folder=SAMPLE.parent).answer(name, arguments).startswith("Error: arguments: ")
 
 
 def test_no_call_at_all_is_the_programs_fault() -> None:
