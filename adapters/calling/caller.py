@@ -38,6 +38,10 @@ class _Models(Struct):
     data: list[Model]
 
 
+class _Count(Struct):
+    input_tokens: int
+
+
 class Caller:
     """The steps of each call, for one configuration."""
 
@@ -46,11 +50,8 @@ class Caller:
 
     def answer(self, question: Question, *, stream: bool) -> Steps[Answer]:
         """Ask for one answer, whole or bit by bit."""
-        check(question)
         sending = self._sending(question.options, Options)
-        conversation = turns(question.prompt, question.image_path)
-        messages = yield from gathered(conversation, self.configuration.longest_side, sending)
-        body = encode_request(request_of(question, messages, self.configuration, stream=stream))
+        body = yield from self._body(question, sending, stream=stream)
         key = key_of(question.options, stream=stream)
         headers = {"content-type": "application/json", "x-server-timeout": f"{sending.left:.1f}"}
         call = Call(
@@ -64,6 +65,25 @@ class Caller:
             repeatable=bool(key),
         )
         return (yield from (streamed if stream else whole)(call, sending))
+
+    def count(self, question: Question) -> Steps[int]:
+        """How many tokens a question is, its pictures and tools included."""
+        sending = self._sending(question.options, Options)
+        body = yield from self._body(question, sending, stream=False)
+        call = Call(
+            method="POST",
+            path="/v1/chat/completions/input_tokens",
+            headers={"content-type": "application/json"},
+            body=(body,),
+            size=len(body),
+        )
+        return decoded((yield from carried_out(call, sending)), _Count).input_tokens
+
+    def _body(self, question: Question, sending: Sending, *, stream: bool) -> Steps[bytes]:
+        check(question)
+        conversation = turns(question.prompt, question.image_path)
+        messages = yield from gathered(conversation, self.configuration.longest_side, sending)
+        return encode_request(request_of(question, messages, self.configuration, stream=stream))
 
     def upload(self, source: str | Path | bytes, name: str, life: int | None, common: Common) -> Steps[RemoteFile]:
         """Upload a file, to be asked about more than once."""

@@ -78,9 +78,11 @@ class Options(Common, total=False):
     regex: str
     choice: Sequence[str]
     """The answer is one of these."""
+    format: OutputFormat
+    """The same as a value, in place of these three."""
     tools: Sequence[Tool]
-    tool_choice: str
-    """`auto`, `none`, `required`, or the name of a tool that must be called."""
+    tool_choice: str | ToolChoice
+    """`auto`, `none`, `required`, or the name of a tool that must be called; the value says more."""
     sampling: Sampling
     """All else about how tokens are chosen: seed, stop strings, penalties, logprobs ..."""
     thinking: Thinking
@@ -179,8 +181,10 @@ def _sampling(question: Question) -> Sampling:
     return replace(question.options.get("sampling", Sampling()), **given)
 
 
-def _tool_choice(choice: str) -> ToolChoice:
+def _tool_choice(choice: str | ToolChoice) -> ToolChoice:
     match choice:
+        case ToolChoice():
+            return choice
         case "auto" | "none" | "required":
             return ToolChoice(mode=choice)
         case name:
@@ -188,9 +192,11 @@ def _tool_choice(choice: str) -> ToolChoice:
 
 
 def _format(options: Options) -> OutputFormat:
-    forms = [name for name in ("schema", "regex", "choice") if name in options]
+    forms = [name for name in ("schema", "regex", "choice", "format") if name in options]
     if len(forms) > 1:
         raise InvalidInput(f"{forms[1]}: an answer can have one form only", param=forms[1])
+    if "format" in options:
+        return options["format"]
     if "schema" in options:
         return OutputFormat(kind="json_schema", value=schema_text(options["schema"]), strict=True)
     if "regex" in options:
