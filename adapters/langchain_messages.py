@@ -98,6 +98,8 @@ def _parts(block: Json, path: str) -> tuple[Part, ...]:
             raise InvalidInput(f"{path}: the model hears nothing; {shown(kind)} blocks cannot be sent", param=path)
         case str() if kind in MEDIA:
             return _medium(block, MEDIA[kind], path)
+        case None:
+            raise InvalidInput(f"{path}.type: is required", param=f"{path}.type")
         case _:
             raise InvalidInput(f"{path}.type: blocks of the type {shown(str(kind))} cannot be sent", param=path)
 

@@ -32,11 +32,10 @@ def question_of(messages: Sequence[Message], asked: Mapping[str, Any]) -> Questi
     body["tool_choice"] = _tool_choice(body.get("tool_choice"), body.get("tools") or ())
     body["messages"] = [{"role": "user", "content": ""}]
     try:
-        request = decode_request(msgspec.json.encode(body), request_id="", now=0)
+        raw = {name: _json(value, name) for name, value in body.items()}
+        request = decode_request(msgspec.json.encode(raw), request_id="", now=0)
     except InvalidRequest as error:
         raise InvalidInput(error.message, param=error.param) from error
-    except TypeError as error:  # what has no JSON
-        raise InvalidInput(str(error)) from error
     options = Options(
         model=request.model,
         sampling=request.sampling,
@@ -49,6 +48,13 @@ def question_of(messages: Sequence[Message], asked: Mapping[str, Any]) -> Questi
         options["format"] = replace(request.format, param="")
     own = {name: asked[name] for name in CALLERS if asked.get(name) is not None}
     return Question(messages, None, None, None, cast("Options", {**options, **own}))
+
+
+def _json(value: Any, name: str) -> msgspec.Raw:
+    try:
+        return msgspec.Raw(msgspec.json.encode(value))
+    except TypeError as error:
+        raise InvalidInput(f"{name}: has no form in JSON ({error})", param=name) from error
 
 
 def _tool_choice(choice: Any, tools: Sequence[Json]) -> Any:

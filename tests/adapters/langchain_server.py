@@ -14,15 +14,17 @@ from qwen3vl_compat.media.fetch import Fetcher
 from qwen3vl_compat.server import app
 from qwen3vl_compat.settings import Settings
 
+CUSTOMER = (
+    '<tool_call>{"name": "unicode_customer", "arguments": '
+    r'{"customer_name": "\1", "description": "\2"}}</tool_call>'
+)
+
 
 class LangChainEngine(ScriptedEngine):
     LINES: ClassVar[Sequence[tuple[str, str]]] = (
         (r"(?s)value of (\w+)\((\d+)\)", r'<tool_call>{"name": "\1", "arguments": {"input": \2}}</tool_call>'),
         (r"the weather in (.*)\?", r'<tool_call>{"name": "get_weather", "arguments": {"location": "\1"}}</tool_call>'),
-        (
-            r"(?s)Create a customer named '(.*)' (.*)",
-            r'<tool_call>{"name": "unicode_customer", "arguments": {"customer_name": "\1", "description": "\2"}}</tool_call>',
-        ),
+        (r"(?s)Create a customer named '(.*)' (.*)", CUSTOMER),
         (r"a joke about (\w+)\. Return .* '(\w+)' and '(\w+)' keys", r'{"\2": "Why \1?", "\3": "Why not \1?"}'),
     )
 

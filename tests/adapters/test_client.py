@@ -28,7 +28,7 @@ from qwen3vl_compat.adapters.client import (
     tool,
     tool_result,
 )
-from qwen3vl_compat.messages import ToolCall
+from qwen3vl_compat.messages import OutputFormat, ToolCall, ToolChoice
 from tests.adapters.faulty import faulty, whole
 from tests.media.crafted import drawing, encoded
 
@@ -97,11 +97,14 @@ class Pydantic:
         ({"schema": Pydantic}, {"response_format": {"type": "json_schema", "json_schema": {
             "name": "answer", "schema": {"type": "object"}, "strict": True}}}),
         ({"regex": "a+"}, {"regex": "a+"}),
+        ({"format": OutputFormat(kind="json_object")}, {"response_format": {"type": "json_object"}}),
         ({"choice": ["a", "ü"]}, {"choice": ["a", "ü"]}),
         ({"tools": [tool("f", "It is f.")]}, {"tools": [
             {"type": "function", "function": {"name": "f", "description": "It is f.", "strict": False}}]}),
         ({"tools": [tool("f", parameters={"type": "object"})], "tool_choice": "required"}, {"tool_choice": "required"}),
         ({"tools": [tool("f")], "tool_choice": "none"}, {"tool_choice": "none"}),
+        ({"tools": [tool("f")], "tool_choice": ToolChoice(mode="required", parallel=False)},
+         {"tool_choice": "required", "parallel_tool_calls": False}),
         ({"tools": [tool("f")], "tool_choice": "f"}, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {
             "mode": "required", "tools": [{"type": "function", "function": {"name": "f"}}]}}}),
         ({"thinking": Thinking(budget=9)}, {"thinking_budget": 9}),

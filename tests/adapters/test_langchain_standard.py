@@ -1,4 +1,4 @@
-"""LangChain's own tests of a chat model, on both engines: what takes a mind on the scripted one, the rest on the demo's."""
+"""LangChain's own tests of a chat model: what takes a mind on the scripted engine, the rest on the bundled model."""
 
 import importlib
 import os
