@@ -2,12 +2,12 @@
 
 from typing import Any, cast
 
+import msgspec
 from langchain_core.messages import AIMessage, AIMessageChunk, UsageMetadata
 from langchain_core.messages import content as blocks
 from langchain_core.messages.ai import InputTokenDetails, OutputTokenDetails
 from langchain_core.messages.block_translators import register_translator
-from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.output_parsers.openai_tools import make_invalid_tool_call, parse_tool_call
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk
 
 from qwen3vl_compat.adapters.calling.answers import Answer
@@ -19,21 +19,20 @@ PROVIDER = "qwen3vl"
 
 def generation(answer: Answer, choice: Choice, model: str) -> ChatGeneration:
     """One of an answer's choices; the usage is that of all."""
-    raw = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in choice.calls
-    ]
     message = AIMessage(
         content=choice.text,
         additional_kwargs=_thought(choice.reasoning),
         response_metadata=_about(answer, choice, model),
         usage_metadata=usage_of(answer.usage),
     )
-    for call in raw:
+    for call in choice.calls:
         try:
-            message.tool_calls.append(cast("Any", parse_tool_call(call, return_id=True)))
-        except Exception as error:
-            message.invalid_tool_calls.append(make_invalid_tool_call(call, str(error)))
+            arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, Any])
+            message.tool_calls.append(tool_call(name=call.name, args=arguments, id=call.id))
+        except msgspec.DecodeError as error:
+            message.invalid_tool_calls.append(
+                invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(error))
+            )
     return ChatGeneration(message=message, generation_info=_told(choice.logprobs))
 
 

@@ -277,14 +277,15 @@ def test_a_call_and_what_it_took() -> None:
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
-def test_a_call_that_is_no_json_is_told_apart_and_goes_back_as_it_came(version: str) -> None:
-    said = answer(call('{"text": '), output_version=version)
+@pytest.mark.parametrize("arguments", ['{"text": ', "5"])
+def test_a_call_that_is_no_object_is_told_apart_and_goes_back_as_it_came(arguments: str, version: str) -> None:
+    said = answer(call(arguments), output_version=version)
     (bad,) = said.invalid_tool_calls
-    assert (said.tool_calls, bad["name"], bad["args"], bad["id"]) == ([], "read", '{"text": ', "c1")
+    assert (said.tool_calls, bad["name"], bad["args"], bad["id"]) == ([], "read", arguments, "c1")
     (block,) = said.content_blocks
     assert (block["type"], block["id"]) == ("invalid_tool_call", "c1")
     (back,) = sent(asked=[said])["messages"]
-    assert back["tool_calls"][0]["function"] == {"name": "read", "arguments": '{"text": '}
+    assert back["tool_calls"][0]["function"] == {"name": "read", "arguments": arguments}
 
 
 def test_several_answers() -> None:
