@@ -83,7 +83,7 @@ class ChatQwen3VL(BaseChatModel):
     model: str = "qwen3-vl"
     timeout: float = 600.0
     """Seconds that a call may take, its pauses included."""
-    max_retries: int = 4
+    max_retries: int = Field(default=4, ge=0)
     streaming: bool = False
     """Whether `invoke` streams too, for the sake of callbacks."""
     temperature: float | None = None
