@@ -21,7 +21,7 @@ test: .venv/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	@mkdir -p .build
-	nice $(BIN)/pyright > .build/pyright & types=$$!; \
+	nice -n 19 $(BIN)/pyright > .build/pyright & types=$$!; \
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types; types=$$?; cat .build/pyright; exit $$((tests | types))
 
