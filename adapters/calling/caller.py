@@ -7,7 +7,7 @@ import msgspec
 from msgspec import Struct
 
 from qwen3vl_compat.adapters.calling.answers import Answer, streamed, whole
-from qwen3vl_compat.adapters.calling.failures import decoded
+from qwen3vl_compat.adapters.calling.failures import InvalidInput, decoded
 from qwen3vl_compat.adapters.calling.files import NewFile, RemoteFile, deleted, listed, uploaded
 from qwen3vl_compat.adapters.calling.options import (
     Common,
@@ -83,7 +83,10 @@ class Caller:
         check(question)
         conversation = turns(question.prompt, question.image_path)
         messages = yield from gathered(conversation, self.configuration.longest_side, sending)
-        return encode_request(request_of(question, messages, self.configuration, stream=stream))
+        try:
+            return encode_request(request_of(question, messages, self.configuration, stream=stream))
+        except UnicodeEncodeError:
+            raise InvalidInput("what is asked holds half of a character, a lone surrogate; it cannot be sent") from None
 
     def upload(self, source: str | Path | bytes, name: str, life: int | None, common: Common) -> Steps[RemoteFile]:
         """Upload a file, to be asked about more than once."""

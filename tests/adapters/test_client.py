@@ -223,6 +223,12 @@ def test_what_cannot_be_sent_is_named(asked: Any, options: Any, param: str) -> N
     assert str(caught.value).startswith(f"{param}: ")
 
 
+@pytest.mark.parametrize("asked", [{"prompt": "\ud800"}, {"prompt": "a", "system": "\ud800"}])
+def test_half_a_character_cannot_be_sent(asked: Any) -> None:
+    with Qwen3VLClient(NOWHERE) as asking, pytest.raises(InvalidInput, match="half of a character"):
+        asking.generate(**asked)
+
+
 @pytest.mark.parametrize(
     ("settings", "param"),
     [

