@@ -168,6 +168,13 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
         load_settings(tmp_path / "none.toml", environment={})
 
 
+def test_a_table_in_a_variable_is_divided_by_commas_and_equals_signs() -> None:
+    environment = {"QWEN3VL_MODEL__ALIASES": "gpt-4o = qwen3-vl,gemini-*=qwen3-vl"}
+    assert load_settings(environment=environment).model.aliases == {"gpt-4o": "qwen3-vl", "gemini-*": "qwen3-vl"}
+    with pytest.raises(SettingsError, match=r"model\.aliases"):
+        load_settings(environment={"QWEN3VL_MODEL__ALIASES": "gpt-4o"})
+
+
 def test_a_list_in_a_variable_is_divided_by_commas() -> None:
     environment = {"QWEN3VL_MEDIA__ALLOW_NETWORKS": "10.0.0.0/8, 127.0.0.1/32", "QWEN3VL_MEDIA__PORTS": "80,8000"}
     media = load_settings(environment=environment).media

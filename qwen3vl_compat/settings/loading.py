@@ -55,7 +55,7 @@ def load_settings(
             table, _, field = name.removeprefix(PREFIX).lower().partition("__")
             if table not in Settings.__struct_fields__ or not field:
                 raise SettingsError(f"The variable {name} names no setting.")
-            _set(tables, table, field, _listed(table, field, value))
+            _set(tables, table, field, _parted(table, field, value))
     for name, value in (flags or {}).items():
         table, _, field = name.partition(".")
         if value is not None:
@@ -66,10 +66,14 @@ def load_settings(
         raise SettingsError(f"The settings cannot be used: {fault_of(error, Settings).rstrip('.')}.") from None
 
 
-def _listed(table: str, field: str, value: str) -> str | list[str]:
-    """What a variable gives a setting that is a list: its parts between commas."""
+def _parted(table: str, field: str, value: str) -> str | list[str] | dict[str, str]:
+    """What a variable gives a setting that is a list or a table: its parts between commas, `name=value` in a table."""
     usual = getattr(getattr(Settings(), table), field, None)
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(usual, tuple) else value
+    parts = [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(usual, Mapping) and all("=" in part for part in parts):
+        pairs = [part.partition("=") for part in parts]
+        return {name.strip(): given.strip() for name, _, given in pairs}
+    return parts if isinstance(usual, tuple) else value
 
 
 def _set(tables: dict[str, Any], table: str, field: str, value: Any) -> None:
