@@ -8,6 +8,7 @@ from typing import Protocol
 
 from qwen3vl_compat.events import Events
 from qwen3vl_compat.messages import Request
+from qwen3vl_compat.policies.prompts import apart
 
 Generate = Callable[[Request], Events]
 Policy = Callable[[Generate], Generate]
@@ -49,11 +50,12 @@ def chain(
     bounds: Policy,
     idempotency: Policy,
 ) -> Generate:
-    """The engine behind every policy: idempotency -> bounds -> media -> moderation -> cache -> metering -> engine.
+    """The engine behind every policy: idempotency -> bounds -> prompts -> media -> moderation -> cache -> metering.
 
-    `bounds` ends what takes too long. It is inside of `idempotency`, which lets a generation outlive its client.
+    `bounds` ends what takes too long. It is inside of `idempotency`, which lets a generation outlive its client. Both
+    hold for a request with several prompts as a whole; what is behind them, for each prompt (`apart`).
     `cache` stands around what is needed for an answer that it does not have; it has media fetched, but decoded only
     behind it, and the words moderated before it looks. Pictures are moderated when it has them decoded: what it has,
     has passed. Answers are moderated inside of `metering`, so that one cut off is booked as what was made of it.
     """
-    return idempotency(bounds(cache(metering(moderation.answer(generate)))))
+    return idempotency(bounds(apart(cache(metering(moderation.answer(generate))))))

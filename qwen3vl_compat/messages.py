@@ -242,6 +242,10 @@ class Request(Struct, frozen=True, kw_only=True):
     alias: str = ""
     """The name by which the model was asked for, if that is not its own."""
     sampling: Sampling = Sampling()
+    raw: bool = False
+    """Each message is a prompt of its own, and read by the model as it stands, without its chat template."""
+    echo: bool = False
+    """The answer is to begin with its prompt."""
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     format: OutputFormat = OutputFormat()
@@ -268,6 +272,11 @@ class Request(Struct, frozen=True, kw_only=True):
     def called(self) -> str:
         """The model as the client calls it, and as answers do."""
         return self.alias or self.model
+
+    @property
+    def field(self) -> str:
+        """The field that its words came in, for error messages."""
+        return "prompt" if self.raw else "messages"
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ GREEDY = 1e-5
 def form_of(wire: str, request: Request) -> str:
     """What the bytes of a whole answer depend on beside all that."""
     form = wire if request.thinking.shown else f"{wire} without thoughts"
+    form = f"{form} behind its prompt" if request.echo else form
     return f"{form} as {request.alias}" if request.alias else form
 
 
@@ -49,6 +50,7 @@ async def material_of(gathered: Gathered, model: str) -> bytes:
         replace(request.format, param=""),
         replace(request.thinking, shown=True),
         request.choices,
+        request.raw,
     ]
     return msgspec.msgpack.encode(told)
 

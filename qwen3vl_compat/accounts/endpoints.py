@@ -8,6 +8,7 @@ ENDPOINTS: tuple[str, ...] = get_args(Endpoint)
 _CALLS = ("generateContent", "streamGenerateContent", "countTokens")
 _PLACES: tuple[tuple[str, Endpoint], ...] = (
     ("/v1/chat/completions", "generate"),
+    ("/v1/completions", "generate"),
     ("/v1/messages", "generate"),
     ("/v1/responses", "generate"),
     ("/v1/moderations", "moderations"),

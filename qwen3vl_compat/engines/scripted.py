@@ -99,18 +99,19 @@ class ScriptedEngine:
             raise NotFound("the model does not exist", param="model", code="model_not_found")
 
     async def count(self, request: Request) -> Usage:
-        """Words, plus four tokens a message for its frame, plus the slots of the pictures."""
+        """Words, plus four tokens for the frame of a message that is no raw prompt, plus the slots of the pictures."""
         self._check_model(request)
         parts = [part for message in request.messages for part in message.leaves]
         texts = [text for part in parts if isinstance(text := getattr(part, "text", None), str)]
         texts += [tool.description for tool in request.tools]
         if sum(map(len, texts)) > 64 * self._context:
-            raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
+            raise InvalidRequest("the prompt leaves no room", param=request.field, code="context_length_exceeded")
         words = sum(len(WORD.findall(text)) for text in texts)
         slots = sum(self.vision.tokens(part.grid) for part in parts if isinstance(part, Picture))
         videos = [part for part in parts if isinstance(part, Video)]
         frames = sum(self.vision.tokens(pair.grid) for video in videos for pair in video.pairs)
-        words += 4 * len(request.messages) + sum(len(video.times) for video in videos)
+        frame = 0 if request.raw else 4
+        words += frame * len(request.messages) + sum(len(video.times) for video in videos)
         return Usage(prompt_text=words, prompt_image=slots, prompt_video=frames)
 
     async def check(self, request: Request) -> None:
@@ -120,7 +121,7 @@ class ScriptedEngine:
         """What was asked for, or all that is left of the context."""
         room = self._context - usage.prompt
         if room < 1:
-            raise InvalidRequest("the prompt leaves no room", param="messages", code="context_length_exceeded")
+            raise InvalidRequest("the prompt leaves no room", param=request.field, code="context_length_exceeded")
         return min(request.sampling.max_tokens or room, room)
 
     @property
@@ -256,6 +257,9 @@ def simplest(schema: Any) -> Any:
 
 def _words(answer: str, request: Request) -> Iterator[tuple[str, str]]:
     """(The tag that is open, a word or a tag), in order; thoughts only as far as they are wanted."""
+    if request.raw:
+        yield from (("", word) for word in WORD.findall(answer))
+        return
     wanted, thought, open_tag = request.thinking, 0, ""
     unwanted = wanted.enabled is False or wanted.budget == 0
     for piece in TAG.split(answer):
@@ -285,7 +289,7 @@ class _Telling:
         """What a word inside a tag lets be shown."""
         self.made += 1
         self.thought += tag == "<think>"
-        if TAG.fullmatch(word):
+        if TAG.fullmatch(word) and not self._request.raw:
             if word == "<tool_call>":
                 self._reader = CallReader()
             self.calls += word == "</tool_call>"

@@ -41,7 +41,7 @@ from qwen3vl_compat.server.lifecycle import Lifecycle
 from qwen3vl_compat.server.names import Names
 from qwen3vl_compat.server.repeats import Repeats
 from qwen3vl_compat.settings import Settings
-from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat
+from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat, openai_completions
 
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
@@ -141,7 +141,8 @@ class Service:
 
 def encode_whole(request: Request, completion: Completion) -> bytes:
     """A whole answer on the request's wire."""
-    wires = {"openai": openai_chat, "google": generate_content, "anthropic": anthropic_messages}
+    openai = openai_completions if request.raw else openai_chat
+    wires = {"openai": openai, "google": generate_content, "anthropic": anthropic_messages}
     return wires[request.wire].encode_completion(request, completion)
 
 

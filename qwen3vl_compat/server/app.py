@@ -141,6 +141,7 @@ def build_routes(service: Service) -> Litestar:
     return Litestar(
         route_handlers=[
             openai_routes.chat_completions,
+            openai_routes.completions,
             *response_routes.ROUTES,
             google_routes.call_model,
             anthropic_routes.create_message,

@@ -168,7 +168,7 @@ def _fitting(recipe: Recipe, seal: bytes, answer: Answer) -> Known | None:
 
 
 def _asks_for_a_whole_answer(path: str) -> bool:
-    return path in ("/v1/chat/completions", "/v1/messages") or (
+    return path in ("/v1/chat/completions", "/v1/completions", "/v1/messages") or (
         path.startswith(("/v1beta/models/", "/v1/models/")) and path.endswith(":generateContent")
     )
 

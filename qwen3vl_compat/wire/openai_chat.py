@@ -30,10 +30,12 @@ __all__ = [
     "encode_error",
     "encode_model",
     "encode_stream",
+    "encode_usage",
 ]
 
 
-def _usage(usage: Usage) -> Json:
+def encode_usage(usage: Usage) -> Json:
+    """The tokens of a whole request."""
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
@@ -58,7 +60,7 @@ def encode_completion(request: Request, completion: Completion) -> bytes:
     """The whole answer as one body."""
     body: Json = _head(request, "chat.completion") | {
         "choices": [_choice(request, choice) for choice in completion.choices],
-        "usage": _usage(completion.usage),
+        "usage": encode_usage(completion.usage),
         "service_tier": "default",
         "system_fingerprint": None,
     }
@@ -132,7 +134,7 @@ async def encode_stream(request: Request, events: AsyncIterator[Event]) -> Async
         yield sse.encode(encode_error(error))
         return
     if request.stream_usage and last is not None:
-        body: Json = _head(request, "chat.completion.chunk") | {"choices": [], "usage": _usage(last)}
+        body: Json = _head(request, "chat.completion.chunk") | {"choices": [], "usage": encode_usage(last)}
         yield sse.encode(msgspec.json.encode(body))
     yield sse.DONE
 

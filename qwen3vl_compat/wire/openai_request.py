@@ -4,17 +4,14 @@ import json
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import OutputFormat, Request, Sampling, Thinking, Tool, ToolChoice
 from qwen3vl_compat.wire.asked import (
-    MOST_BIASES,
-    MOST_CHOICES,
     MOST_LOGPROBS,
     MOST_TOKENS,
     check_name,
-    check_stops,
     check_tools,
     chosen,
     effort,
@@ -22,32 +19,16 @@ from qwen3vl_compat.wire.asked import (
 )
 from qwen3vl_compat.wire.body import Json, convert, decode_object, within
 from qwen3vl_compat.wire.openai_messages import decode_messages, known
+from qwen3vl_compat.wire.openai_sampling import Sampled, StreamOptions, sampling_of
 
 
-class _Top(Struct):
-    model: str
+class _Top(Sampled, kw_only=True):
     messages: list[Json]
-    stream: bool = False
-    stream_options: Json | None = None
-    n: int = 1
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: dict[str, float] = {}
     logprobs: bool = False
     top_logprobs: int | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] = []
-    seed: int | None = None
-    tools: list[Json] = []
+    tools: list[Json] = field(default_factory=list[Json])
     tool_choice: str | Json | None = None
     parallel_tool_calls: bool = True
     response_format: Json | None = None
@@ -57,11 +38,7 @@ class _Top(Struct):
     enable_thinking: bool | None = None
     thinking_budget: int | None = None
     include_reasoning: bool = True
-    chat_template_kwargs: Json = {}
-
-
-class _Usage(Struct):
-    include_usage: bool | None = None
+    chat_template_kwargs: Json = field(default_factory=Json)
 
 
 class _Template(Struct):
@@ -110,7 +87,7 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
         if name not in fields:
             raise InvalidRequest(f"{name}: is required", param=name, code="missing_required_parameter")
     top = convert(fields, _Top, "")
-    options = convert(known(top.stream_options or {}, "stream_options", "stream_options", ignored), _Usage, "")
+    options = convert(known(top.stream_options or {}, "stream_options", "stream_options", ignored), StreamOptions, "")
     tools = check_tools([_tool(item, f"tools[{at}]", ignored) for at, item in enumerate(top.tools)], "tools")
     choice = _tool_choice(top.tool_choice, tools)
     return Request(
@@ -131,51 +108,13 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
 
 
 def _sampling(top: _Top) -> Sampling:
-    within(top.n, 1, MOST_CHOICES, "n")
-    within(top.temperature, 0, 2, "temperature")
-    within(top.top_p, 0, 1, "top_p")
-    within(top.top_k, -1, MOST_TOKENS, "top_k")
-    within(top.min_p, 0, 1, "min_p")
-    within(top.repetition_penalty, 0.01, 100, "repetition_penalty")
-    within(top.presence_penalty, -2, 2, "presence_penalty")
-    within(top.frequency_penalty, -2, 2, "frequency_penalty")
-    within(top.seed, -(2**63), 2**63 - 1, "seed")
     within(top.max_tokens, 1, MOST_TOKENS, "max_tokens")
     within(top.max_completion_tokens, 1, MOST_TOKENS, "max_completion_tokens")
     within(top.top_logprobs, 0, MOST_LOGPROBS, "top_logprobs")
-    within(len(top.stop_token_ids), 0, MOST_BIASES, "stop_token_ids")
     if top.top_logprobs and not top.logprobs:
         raise InvalidRequest("top_logprobs: logprobs must be true", param="top_logprobs")
     limit = top.max_completion_tokens if top.max_completion_tokens is not None else top.max_tokens
-    within(top.min_tokens, 0, limit or MOST_TOKENS, "min_tokens")
-    stops = (top.stop,) if isinstance(top.stop, str) else tuple(top.stop or ())
-    return Sampling(
-        temperature=top.temperature,
-        top_p=top.top_p,
-        top_k=None if top.top_k is None else max(0, top.top_k),
-        min_p=top.min_p,
-        repetition_penalty=top.repetition_penalty,
-        presence_penalty=top.presence_penalty,
-        frequency_penalty=top.frequency_penalty,
-        logit_bias=_biases(top.logit_bias),
-        logprobs=(top.top_logprobs or 0) if top.logprobs else None,
-        max_tokens=limit,
-        min_tokens=top.min_tokens,
-        ignore_eos=top.ignore_eos,
-        stop=check_stops(stops, "stop"),
-        stop_tokens=tuple(top.stop_token_ids),
-        seed=top.seed,
-    )
-
-
-def _biases(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
-    if len(given) > MOST_BIASES:
-        raise InvalidRequest(f"logit_bias: at most {MOST_BIASES} tokens", param="logit_bias")
-    for name, value in given.items():
-        if not (name.isascii() and name.isdecimal() and len(name) < 10):
-            raise InvalidRequest("logit_bias: the keys must be token ids", param="logit_bias")
-        within(value, -100, 100, f"logit_bias.{name}")
-    return tuple((int(name), value) for name, value in given.items())
+    return sampling_of(top, limit=limit, logprobs=(top.top_logprobs or 0) if top.logprobs else None)
 
 
 def _tool(item: Json, path: str, ignored: list[str]) -> Tool:

@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping
 from qwen3vl_compat.wire.anthropic_fields import ANTHROPIC
 from qwen3vl_compat.wire.body import Rules
 from qwen3vl_compat.wire.fields import GOOGLE, MODERATIONS, OPENAI
+from qwen3vl_compat.wire.openai_completions_request import COMPLETIONS
 from qwen3vl_compat.wire.openai_responses_fields import RESPONSES
 
 WIRES: Mapping[str, Mapping[str, Rules]] = {
     "OpenAI: /v1/chat/completions": OPENAI,
     "OpenAI: /v1/responses": RESPONSES,
+    "OpenAI: /v1/completions": COMPLETIONS,
     "OpenAI: /v1/moderations": MODERATIONS,
     "Google: models/{model}:generateContent": GOOGLE,
     "Anthropic: /v1/messages": ANTHROPIC,

@@ -95,6 +95,18 @@ async def test_count_is_what_is_charged(engine: Engine) -> None:
     assert counted.completion == 0
 
 
+async def test_a_raw_prompt_has_no_frame(engine: Engine) -> None:
+    """Its tokens are its text's own, and the answer goes on in plain text."""
+    framed = ask("Once upon a time", engine, max_tokens=4)
+    raw = replace(framed, raw=True)
+    counted, answer = await engine.count(raw), await whole(engine, raw)
+    assert counted.prompt == answer.usage.prompt < (await engine.count(framed)).prompt
+    assert [(each.reasoning, each.calls) for each in answer.choices] == [("", ())]
+    with pytest.raises(InvalidRequest) as refused:
+        await whole(engine, replace(ask("word " * 300_000, engine), raw=True))
+    assert (refused.value.param, refused.value.code) == ("prompt", "context_length_exceeded")
+
+
 async def test_max_tokens_is_exact(engine: Engine) -> None:
     answer = await whole(engine, ask("Who are you and what can you do?", engine, max_tokens=3))
     assert answer.usage.completion == 3

@@ -58,6 +58,8 @@ CALL = '\n{"name": "f", "arguments": {"x": {"y": "}"}}}\n'
     [
         (ids("Hi there"), {}, ["T:Hi there"]),
         (ids("<think>", "\nwell\n\nso\n", "</think>", "\n\nHi\n"), {}, ["R:well\n\nso", "T:Hi\n"]),
+        (ids("<think>", "\nwell\n", "</think>", "\nHi"), {"raw": True}, ["T:<think>\nwell\n</think>\nHi"]),
+        (ids("<tool_call>", CALL, "</tool_call>"), {"raw": True}, [f"T:<tool_call>{CALL}</tool_call>"]),
         (ids("well\n", "</think>", "\n\nHi"), {"thinking": True}, ["R:well", "T:Hi"]),
         (ids("well"), {"thinking": True}, ["R:well"]),
         (ids("</think>", "Hi"), {"thinking": True}, ["T:Hi"]),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -79,6 +80,18 @@ def test_prompt_ids_are_the_templates(checkpoint: Any) -> None:
     assert prompt.ids.tolist() == expanded
     assert prompt.usage.prompt == len(expanded)
     assert prompt.usage.prompt_image == sum(checkpoint.spec.tokens(each.grid) for each in prompt.pictures)
+
+
+def test_a_raw_prompt_is_its_text_alone(checkpoint: Any) -> None:
+    """Control words in it are letters there too."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    for text in ("Once upon a time", " two\n\n", "x"):
+        prompt = PromptBuilder(checkpoint).build(replace(request_of(Message("user", (Text(text),))), raw=True))
+        assert prompt.ids.tolist() == tokenizer(text, add_special_tokens=False).input_ids
+        assert (prompt.thinking, prompt.usage.prompt) == (False, len(prompt.ids))
+    typed = replace(request_of(Message("user", (Text("<|image_pad|><think>"),))), raw=True)
+    ids = PromptBuilder(checkpoint).build(typed).ids.tolist()
+    assert not set(ids) & set(checkpoint.vocabulary.added.values())
 
 
 def test_positions_are_the_models_own(checkpoint: Any, runner: Runner) -> None:

@@ -110,6 +110,7 @@ COUNTS: dict[type[Struct], dict[str, list[Any]]] = {
         "format": [OutputFormat(kind="json_object")],
         "thinking": [Thinking(budget=9)],
         "choices": [2],
+        "raw": [True],
         "caller": [Caller("other", "key")],
     },
     Sampling: {
@@ -162,6 +163,7 @@ ELSE: dict[type[Struct], dict[str, list[Any]]] = {
         "created": [2],
         "stream": [True],
         "stream_usage": [True],
+        "echo": [True],
         "alias": ["gpt-4o"],
         "ignored": [("user",)],
         "wire": ["openai", "google"],

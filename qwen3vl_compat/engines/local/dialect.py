@@ -20,10 +20,10 @@ Phase = Literal["thought", "text", "call"]
 class Tags(Struct, frozen=True):
     """The ids of the tags' tokens; None where a vocabulary has none."""
 
-    think: int | None
-    end_think: int | None
-    call: int | None
-    end_call: int | None
+    think: int | None = None
+    end_think: int | None = None
+    call: int | None = None
+    end_call: int | None = None
 
     @classmethod
     def of(cls, vocabulary: Vocabulary) -> "Tags":
@@ -35,7 +35,7 @@ class Dialect:
     """The state of one choice's answer; pure.
 
     `calls` says under which prefix to number its tool calls, None where `<tool_call>` is but letters. `thinking` says
-    that the prompt has opened a thought already.
+    that the prompt has opened a thought already, `raw` that all tags are but letters.
     """
 
     def __init__(
@@ -46,8 +46,9 @@ class Dialect:
         stops: tuple[str, ...] = (),
         calls: str | None = None,
         thinking: bool = False,
+        raw: bool = False,
     ) -> None:
-        self.tags = Tags.of(vocabulary)
+        self.tags = Tags() if raw else Tags.of(vocabulary)
         self.phase: Phase = "thought" if thinking else "text"
         self.thought = 0
         """Tokens of thoughts, their tags included."""

@@ -148,12 +148,13 @@ class LocalEngine:
             raise Overloaded("The model is not running.", retry_after=5)
         limit = self.checkpoint.context
         if usage.prompt >= limit:
-            raise too_long(limit, f"{usage.prompt}")
+            raise too_long(limit, f"{usage.prompt}", request.field)
         room = self._worker.scheduler.blocks.tokens
         if not self._worker.scheduler.fits(usage.prompt, request.choices):
             raise InvalidRequest(
-                f"messages: {usage.prompt} tokens for {request.choices} choices do not fit a memory of {room} tokens",
-                param="messages",
+                f"{request.field}: {usage.prompt} tokens for {request.choices} choices do not fit a memory of {room} "
+                "tokens",
+                param=request.field,
                 code="context_length_exceeded",
             )
         left = min(limit, room) - usage.prompt
@@ -257,7 +258,9 @@ class LocalEngine:
             choice=choice,
         )
         calls = f"call_{request.id}_{choice}_" if request.tools and request.tool_choice.mode != "none" else None
-        dialect = Dialect(own.vocabulary, choice, stops=asked.stop, calls=calls, thinking=prompt.thinking)
+        dialect = Dialect(
+            own.vocabulary, choice, stops=asked.stop, calls=calls, thinking=prompt.thinking, raw=request.raw
+        )
         seen = Seen(prompt.ids.tolist() if chooser.repetition != 1 else ())
         return Answer(chooser, dialect, rules, own.vocabulary, seen=seen, rambling=self._settings.rambling)
 

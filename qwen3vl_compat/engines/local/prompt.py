@@ -36,12 +36,13 @@ MOST_CHARACTERS = 32
 """Characters of text taken for each token of the context. Words have 4 or 5; more than this is not worth counting."""
 
 
-def too_long(limit: int, held: str) -> InvalidRequest:
+def too_long(limit: int, held: str, field: str) -> InvalidRequest:
     """The refusal of a prompt that leaves no room in a context of `limit` tokens; `held` says how many it has."""
+    holds = "prompt holds" if field == "prompt" else f"{field} hold"
     return InvalidRequest(
-        f"Input tokens exceed the configured limit of {limit} tokens: the messages hold {held} and "
+        f"Input tokens exceed the configured limit of {limit} tokens: the {holds} {held} and "
         "that exceeds the maximum number of tokens allowed (context_length_exceeded)",
-        param="messages",
+        param=field,
         code="context_length_exceeded",
     )
 
@@ -84,11 +85,10 @@ class PromptBuilder:
         """Render, encode and place; raises InvalidRequest for text no vocabulary can take."""
         texts = list(_texts(request))
         if sum(map(len, texts)) > MOST_CHARACTERS * self._context or len(request.messages) > self._context // 4:
-            raise too_long(self._context, f"more than {self._context}")
-        mark = unused_mark(texts)
-        rendered, thinking = self._render(request, mark)
+            raise too_long(self._context, f"more than {self._context}", request.field)
         slots = [part for message in request.messages for part in message.leaves if isinstance(part, Picture | Video)]
-        ids = np.fromiter(self._expand(self._vocabulary.encode_prompt(rendered, mark), slots), dtype=np.int64)
+        encoded, thinking = self._encoded(request, texts)
+        ids = np.fromiter(self._expand(encoded, slots), dtype=np.int64)
         pictures = [picture for slot in slots for picture in (slot.pairs if isinstance(slot, Video) else (slot,))]
         is_slot = (ids == self._image_id) | (ids == self._video_id)
         positions, shift = mrope_positions(is_slot, pictures, self._spec.merge_size)
@@ -96,6 +96,14 @@ class PromptBuilder:
         usage = Usage(prompt_text=len(ids) - images - videos, prompt_image=images, prompt_video=videos)
         spans = tuple(self._spans(np.flatnonzero(is_slot), pictures))
         return Prompt(ids, positions, shift, tuple(pictures), spans, usage, thinking)
+
+    def _encoded(self, request: Request, texts: Items[str]) -> tuple[list[int], bool]:
+        """The prompt's ids, media at one slot each, and whether it ends inside a thought."""
+        if request.raw:
+            return self._vocabulary.encode("".join(texts)), False
+        mark = unused_mark(texts)
+        rendered, thinking = self._render(request, mark)
+        return self._vocabulary.encode_prompt(rendered, mark), thinking
 
     def _spans(self, places: NDArray[np.int64], pictures: list[Picture]) -> Iterator[Span]:
         passed = 0
