@@ -38,6 +38,7 @@ from qwen3vl_compat.server import (
     moderation_routes,
     openai_routes,
     response_routes,
+    schema_routes,
     upload_routes,
     usage_routes,
 )
@@ -165,6 +166,7 @@ def build_routes(service: Service) -> Litestar:
             health.livez,
             health.readyz,
             health.metrics,
+            schema_routes.get_schema,
         ],
         dependencies={"service": Provide(the_service)},
         exception_handlers={

@@ -23,7 +23,7 @@ from qwen3vl_compat.server.repeats import Repeats
 log = logging.getLogger("qwen3vl_compat.access")
 failures = logging.getLogger("qwen3vl_compat.failures")
 
-OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/startupz", "/health", "/schema", "/schema/openapi.json"})
 """Paths served without a key; every other path needs one."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 UPLOADS = "/upload/session/"

@@ -75,7 +75,7 @@ class Guard:
 
     async def _identify(self, exchange: Exchange) -> tuple[Key | None, Quotas]:
         presented = exchange.presented
-        if presented is None and self._anonymous and not _is_for_admins(exchange.path):
+        if presented is None and self._anonymous and not takes_admin_key(exchange.path):
             return None, await self._enter_without_key(exchange)
         if presented is None:
             where = _WHERE[exchange.wire]
@@ -87,7 +87,7 @@ class Guard:
             raise Forbidden("The tenant of this API key is suspended.")
         if not key.usable:
             raise Unauthorized("The API key has expired or was revoked.")
-        if key.admin != _is_for_admins(exchange.path):
+        if key.admin != takes_admin_key(exchange.path):
             if key.admin:
                 raise Forbidden("This is an admin key; it is for what lies below /admin, and for /metrics.")
             raise Forbidden("This is no admin key; this path takes one.")
@@ -132,7 +132,8 @@ def _claims(scope: str, limits: Sequence[tuple[int, int]]) -> list[Claim]:
     return [Claim(scope=scope, kind="requests", period=period, limit=limit, amount=1) for limit, period in limits]
 
 
-def _is_for_admins(path: str) -> bool:
+def takes_admin_key(path: str) -> bool:
+    """Whether a path is for admin keys, and for no others."""
     return path == METRICS or path.startswith(ADMIN)
 
 

@@ -19,7 +19,9 @@ from qwen3vl_compat.wire.asked import (
 from qwen3vl_compat.wire.body import Json, convert, decode_object, optional, shown, within
 
 
-class _Top(Struct):
+class Body(Struct):
+    """The honoured fields."""
+
     model: str
     messages: list[Json]
     max_tokens: int | None = None
@@ -51,7 +53,7 @@ def _request(body: bytes, request_id: str, now: int, needed: tuple[str, ...]) ->
     fields = known(decode_object(body), "request", "", ignored)
     for name in needed:
         required(fields, name, object, "")
-    top = convert(fields, _Top, "")
+    top = convert(fields, Body, "")
     output = known(top.output_config, "output_config", "output_config", ignored)
     messages = decode_messages(top.messages, ignored)
     if top.system is not None:
@@ -72,7 +74,7 @@ def _request(body: bytes, request_id: str, now: int, needed: tuple[str, ...]) ->
     )
 
 
-def _sampling(top: _Top) -> Sampling:
+def _sampling(top: Body) -> Sampling:
     within(top.max_tokens, 1, MOST_TOKENS, "max_tokens")
     within(top.temperature, 0, 2, "temperature")
     within(top.top_p, 0, 1, "top_p")

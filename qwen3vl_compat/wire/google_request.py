@@ -20,7 +20,9 @@ VERBATIM = {"args", "response", "partMetadata", "labels", "parameters", "paramet
 CONFIG = "generationConfig"
 
 
-class _Config(Struct, rename="camel"):
+class Config(Struct, rename="camel"):
+    """The fields that are read as they are."""
+
     temperature: float | None = None
     top_p: float | None = None
     candidate_count: int = 1
@@ -121,11 +123,11 @@ def _camel_inside(item: Any) -> Any:
     return item
 
 
-def _config(fields: Json) -> _Config:
+def _config(fields: Json) -> Config:
     for name, item in fields.items():
         if isinstance(item, bool):  # lax reading would take true for 1
             raise InvalidRequest(f"{CONFIG}.{name}: must not be true or false", param=f"{CONFIG}.{name}")
-    config = convert(fields, _Config, CONFIG, strict=False)
+    config = convert(fields, Config, CONFIG, strict=False)
     within(config.temperature, 0, 2, f"{CONFIG}.temperature")
     within(config.top_p, 0, 1, f"{CONFIG}.topP")
     within(config.top_k, 0, MOST_TOKENS, f"{CONFIG}.topK")

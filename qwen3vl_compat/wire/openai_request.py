@@ -22,7 +22,9 @@ from qwen3vl_compat.wire.openai_messages import decode_messages, known
 from qwen3vl_compat.wire.openai_sampling import Sampled, StreamOptions, sampling_of
 
 
-class _Top(Sampled, kw_only=True):
+class Body(Sampled, kw_only=True):
+    """The honoured fields."""
+
     messages: list[Json]
     logprobs: bool = False
     top_logprobs: int | None = None
@@ -41,12 +43,16 @@ class _Top(Sampled, kw_only=True):
     chat_template_kwargs: Json = field(default_factory=Json)
 
 
-class _Template(Struct):
+class Template(Struct):
+    """What a chat template is told."""
+
     enable_thinking: bool | None = None
     thinking_budget: int | None = None
 
 
-class _Function(Struct):
+class Function(Struct):
+    """A tool's."""
+
     name: str
     description: str | None = None
     parameters: Any = None
@@ -73,7 +79,9 @@ class _Choice(Struct):
     allowed_tools: _Allowed | None = None
 
 
-class _Schema(Struct):
+class Schema(Struct):
+    """The form of an answer."""
+
     name: str = ""
     schema: Any = None
     strict: bool | None = None
@@ -86,7 +94,7 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
     for name in ("model", "messages"):
         if name not in fields:
             raise InvalidRequest(f"{name}: is required", param=name, code="missing_required_parameter")
-    top = convert(fields, _Top, "")
+    top = convert(fields, Body, "")
     options = convert(known(top.stream_options or {}, "stream_options", "stream_options", ignored), StreamOptions, "")
     tools = check_tools([_tool(item, f"tools[{at}]", ignored) for at, item in enumerate(top.tools)], "tools")
     choice = _tool_choice(top.tool_choice, tools)
@@ -107,7 +115,7 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
     )
 
 
-def _sampling(top: _Top) -> Sampling:
+def _sampling(top: Body) -> Sampling:
     within(top.max_tokens, 1, MOST_TOKENS, "max_tokens")
     within(top.max_completion_tokens, 1, MOST_TOKENS, "max_completion_tokens")
     within(top.top_logprobs, 0, MOST_LOGPROBS, "top_logprobs")
@@ -124,7 +132,7 @@ def _tool(item: Json, path: str, ignored: list[str]) -> Tool:
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_parameter")
     where = f"{path}.function"
     inner = known(convert(fields.get("function"), Json, where), "function", where, ignored)
-    function = convert(inner, _Function, where)
+    function = convert(inner, Function, where)
     parameters = "" if function.parameters is None else schema_text(function.parameters, f"{where}.parameters")
     return Tool(
         name=check_name(function.name, f"{where}.name"),
@@ -149,7 +157,7 @@ def _tool_choice(value: str | Json | None, tools: tuple[Tool, ...]) -> ToolChoic
     raise InvalidRequest(f"{path}: must be none, auto, required, a function or allowed_tools", param=path)
 
 
-def _format(top: _Top, ignored: list[str]) -> OutputFormat:
+def _format(top: Body, ignored: list[str]) -> OutputFormat:
     asked = [name for name in ("regex", "choice") if getattr(top, name) is not None]
     form = _response_format(top.response_format or {"type": "text"}, ignored)
     if len(asked) + (form.kind != "text") > 1:
@@ -172,16 +180,16 @@ def _response_format(value: Json, ignored: list[str]) -> OutputFormat:
         case "json_schema":
             where = f"{path}.json_schema"
             inner = known(convert(fields.get("json_schema"), Json, where), "json_schema", where, ignored)
-            schema = convert(inner, _Schema, where)
+            schema = convert(inner, Schema, where)
             text = schema_text({} if schema.schema is None else schema.schema, f"{where}.schema")
             return OutputFormat(kind="json_schema", value=text, strict=bool(schema.strict), param=f"{where}.schema")
         case _:
             raise InvalidRequest(f"{path}.type: must be text, json_object or json_schema", param=f"{path}.type")
 
 
-def _thinking(top: _Top, ignored: list[str]) -> Thinking:
+def _thinking(top: Body, ignored: list[str]) -> Thinking:
     path = "chat_template_kwargs"
-    template = convert(known(top.chat_template_kwargs, path, path, ignored), _Template, path)
+    template = convert(known(top.chat_template_kwargs, path, path, ignored), Template, path)
     enabled = template.enable_thinking if top.enable_thinking is None else top.enable_thinking
     budget = template.thinking_budget if top.thinking_budget is None else top.thinking_budget
     within(budget, 0, MOST_TOKENS, "thinking_budget")

@@ -57,7 +57,9 @@ class Asked(Struct, frozen=True, kw_only=True):
         return tuple(item["id"] for item in self.items if item.get("type") == "item_reference")
 
 
-class _Top(Struct):
+class Body(Struct):
+    """The honoured fields."""
+
     model: str
     input: str | list[Json]
     instructions: str | None = None
@@ -81,7 +83,9 @@ class _Top(Struct):
     truncation: Literal["auto", "disabled"] = "disabled"
 
 
-class _Function(Struct):
+class Function(Struct):
+    """A tool, which is one."""
+
     name: str
     description: str | None = None
     parameters: Any = None
@@ -100,13 +104,17 @@ class _Choice(Struct):
     tools: list[_Named] = []
 
 
-class _Reasoning(Struct):
+class Thought(Struct):
+    """How long to think, and what is told of it."""
+
     effort: str | None = None
     summary: Literal["auto", "concise", "detailed", "none"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class _Format(Struct):
+class Format(Struct):
+    """The form of an answer."""
+
     type: str = "text"
     name: str = ""
     schema: Any = None
@@ -131,7 +139,7 @@ def _asked(body: Json, request_id: str, now: int) -> Asked:
     for name in ("model", "input"):
         if name not in fields:
             raise InvalidRequest(f"{name}: is required", param=name, code="missing_required_parameter")
-    top = convert(fields, _Top, "")
+    top = convert(fields, Body, "")
     known(top.stream_options, "stream_options", "stream_options", ignored)
     tools = check_tools([_tool(item, f"tools[{at}]", ignored) for at, item in enumerate(top.tools)], "tools")
     choice = replace(_tool_choice(top.tool_choice, tools), parallel=top.parallel_tool_calls)
@@ -192,7 +200,7 @@ def _items(value: str | list[Json]) -> tuple[Json, ...]:
     return tuple(items)
 
 
-def _sampling(top: _Top) -> Sampling:
+def _sampling(top: Body) -> Sampling:
     within(top.temperature, 0, 2, "temperature")
     within(top.top_p, 0, 1, "top_p")
     within(top.top_k, -1, MOST_TOKENS, "top_k")
@@ -224,7 +232,7 @@ def _tool(item: Json, path: str, ignored: list[str]) -> Tool:
         said = f", not {shown(kind)}" if isinstance(kind, str) else ""
         message = f"{path}.type: only tools of type 'function' are available here{said}"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_parameter")
-    function = convert(known(item, "tool", path, ignored), _Function, path)
+    function = convert(known(item, "tool", path, ignored), Function, path)
     parameters = "" if function.parameters is None else schema_text(function.parameters, f"{path}.parameters")
     return Tool(
         name=check_name(function.name, f"{path}.name"),
@@ -248,10 +256,10 @@ def _tool_choice(value: str | Json | None, tools: tuple[Tool, ...]) -> ToolChoic
     raise InvalidRequest(message, param=path, code="unsupported_parameter" if isinstance(value, dict) else None)
 
 
-def _format(top: _Top, ignored: list[str]) -> OutputFormat:
+def _format(top: Body, ignored: list[str]) -> OutputFormat:
     path = "text.format"
     given = known(top.text, "text", "text", ignored).get("format", {})
-    form = convert(known(convert(given, Json, path), "format", path, ignored), _Format, path)
+    form = convert(known(convert(given, Json, path), "format", path, ignored), Format, path)
     match form.type:
         case "text":
             return OutputFormat()
@@ -264,10 +272,10 @@ def _format(top: _Top, ignored: list[str]) -> OutputFormat:
             raise InvalidRequest(f"{path}.type: must be text, json_object or json_schema", param=f"{path}.type")
 
 
-def _thinking(top: _Top, ignored: list[str]) -> tuple[Thinking, str | None]:
+def _thinking(top: Body, ignored: list[str]) -> tuple[Thinking, str | None]:
     """How long to think, and the kind of summary that is asked for."""
     path = "reasoning"
-    given = convert(known(top.reasoning, path, path, ignored), _Reasoning, path)
+    given = convert(known(top.reasoning, path, path, ignored), Thought, path)
     summary = given.summary or given.generate_summary
     thinking = Thinking() if given.effort is None else effort(given.effort, f"{path}.effort")
     return thinking, None if summary == "none" else summary
@@ -281,7 +289,7 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
         raise InvalidRequest(f"metadata: takes {bounds}", param="metadata")
 
 
-def _echo(top: _Top, body: Json, summary: str | None) -> Json:
+def _echo(top: Body, body: Json, summary: str | None) -> Json:
     return {
         "background": False,
         "instructions": top.instructions,
