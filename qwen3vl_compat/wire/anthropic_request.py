@@ -16,7 +16,7 @@ from qwen3vl_compat.wire.asked import (
     chosen,
     schema_text,
 )
-from qwen3vl_compat.wire.body import Json, convert, decode_object, optional, shown, within
+from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, convert, decode_object, optional, shown, within
 
 
 class Body(Struct):
@@ -36,6 +36,14 @@ class Body(Struct):
     thinking: Json | None = None
     output_config: Json = {}
     output_format: Json | None = None
+
+
+BOUNDS: Bounds = {
+    "max_tokens": (1, MOST_TOKENS),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (0, MOST_TOKENS),
+}
 
 
 def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
@@ -75,10 +83,7 @@ def _request(body: bytes, request_id: str, now: int, needed: tuple[str, ...]) ->
 
 
 def _sampling(top: Body) -> Sampling:
-    within(top.max_tokens, 1, MOST_TOKENS, "max_tokens")
-    within(top.temperature, 0, 2, "temperature")
-    within(top.top_p, 0, 1, "top_p")
-    within(top.top_k, 0, MOST_TOKENS, "top_k")
+    check_bounds(top, BOUNDS)
     return Sampling(
         temperature=top.temperature,
         top_p=top.top_p,

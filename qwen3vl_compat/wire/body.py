@@ -183,6 +183,19 @@ def within(value: float | None, low: float, high: float, param: str) -> None:
         raise InvalidRequest(f"{param}: must be between {low} and {high}", param=param)
 
 
+Bounds = Mapping[str, tuple[float, float]]
+"""The least and most of numbers, by the names of a Struct's attributes."""
+
+
+def check_bounds(fields: Struct, bounds: Bounds, path: str = "") -> None:
+    """Refuse numbers outside of their bounds; what a Struct has not is not looked at."""
+    for name, (low, high) in bounds.items():
+        value = getattr(fields, name, None)
+        if value is not None and not low <= value <= high:
+            said = dict(zip(fields.__struct_fields__, fields.__struct_encode_fields__, strict=True))[name]
+            within(value, low, high, f"{path}.{said}" if path else said)
+
+
 _URL_SAFE = str.maketrans("-_", "+/", " \t\r\n\f\v")
 
 

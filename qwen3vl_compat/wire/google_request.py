@@ -9,7 +9,7 @@ from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Request, Sampling
 from qwen3vl_compat.wire import google_media, google_tools
 from qwen3vl_compat.wire.asked import MOST_CHOICES, MOST_LOGPROBS, MOST_TOKENS, check_stops
-from qwen3vl_compat.wire.body import Json, convert, decode_object, shown, within
+from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, convert, decode_object, shown
 from qwen3vl_compat.wire.google_contents import decode_content, decode_system, known
 
 VERBATIM = {"args", "response", "partMetadata", "labels", "parameters", "parametersJsonSchema", "responseSchema",
@@ -33,6 +33,19 @@ class Config(Struct, rename="camel"):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logprobs: int | None = None
+
+
+BOUNDS: Bounds = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (0, MOST_TOKENS),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "logprobs": (0, MOST_LOGPROBS),
+    "candidate_count": (1, MOST_CHOICES),
+    "max_output_tokens": (1, MOST_TOKENS),
+    "seed": (-(2**63), 2**63 - 1),
+}
 
 
 def decode_request(body: bytes, *, model: str, request_id: str, now: int, stream: bool = False) -> Request:
@@ -128,14 +141,6 @@ def _config(fields: Json) -> Config:
         if isinstance(item, bool):  # lax reading would take true for 1
             raise InvalidRequest(f"{CONFIG}.{name}: must not be true or false", param=f"{CONFIG}.{name}")
     config = convert(fields, Config, CONFIG, strict=False)
-    within(config.temperature, 0, 2, f"{CONFIG}.temperature")
-    within(config.top_p, 0, 1, f"{CONFIG}.topP")
-    within(config.top_k, 0, MOST_TOKENS, f"{CONFIG}.topK")
-    within(config.presence_penalty, -2, 2, f"{CONFIG}.presencePenalty")
-    within(config.frequency_penalty, -2, 2, f"{CONFIG}.frequencyPenalty")
-    within(config.logprobs, 0, MOST_LOGPROBS, f"{CONFIG}.logprobs")
-    within(config.candidate_count, 1, MOST_CHOICES, f"{CONFIG}.candidateCount")
-    within(config.max_output_tokens, 1, MOST_TOKENS, f"{CONFIG}.maxOutputTokens")
-    within(config.seed, -(2**63), 2**63 - 1, f"{CONFIG}.seed")
+    check_bounds(config, BOUNDS, CONFIG)
     check_stops(config.stop_sequences, f"{CONFIG}.stopSequences")
     return config

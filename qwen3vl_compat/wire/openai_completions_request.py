@@ -5,7 +5,7 @@ from typing import Any
 
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Message, Request, Text
-from qwen3vl_compat.wire.asked import MOST_LOGPROBS, MOST_TOKENS
+from qwen3vl_compat.wire.asked import MOST_LOGPROBS
 from qwen3vl_compat.wire.body import (
     HARMLESS,
     HONOURED,
@@ -97,7 +97,6 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
     _refuse_tokens(fields["prompt"])
     top = convert(fields, Body, "")
     options = convert(_known(top.stream_options or {}, "stream_options", "stream_options", ignored), StreamOptions, "")
-    within(top.max_tokens, 1, MOST_TOKENS, "max_tokens")
     within(top.logprobs, 0, MOST_LOGPROBS, "logprobs")
     sampling = sampling_of(top, limit=top.max_tokens, logprobs=top.logprobs)
     if top.best_of not in (None, 1, top.n):

@@ -116,8 +116,6 @@ def decode_request(body: bytes, *, request_id: str, now: int) -> Request:
 
 
 def _sampling(top: Body) -> Sampling:
-    within(top.max_tokens, 1, MOST_TOKENS, "max_tokens")
-    within(top.max_completion_tokens, 1, MOST_TOKENS, "max_completion_tokens")
     within(top.top_logprobs, 0, MOST_LOGPROBS, "top_logprobs")
     if top.top_logprobs and not top.logprobs:
         raise InvalidRequest("top_logprobs: logprobs must be true", param="top_logprobs")

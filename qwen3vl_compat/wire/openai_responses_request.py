@@ -17,7 +17,7 @@ from qwen3vl_compat.wire.asked import (
     effort,
     schema_text,
 )
-from qwen3vl_compat.wire.body import Json, convert, decode_object, shown, within
+from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, convert, decode_object, shown
 from qwen3vl_compat.wire.openai_items import Item, decode_items, kind_of, known, numbered
 
 INCLUDABLE = (
@@ -81,6 +81,16 @@ class Body(Struct):
     metadata: dict[str, str] = {}
     include: list[str] = []
     truncation: Literal["auto", "disabled"] = "disabled"
+
+
+BOUNDS: Bounds = {
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, MOST_TOKENS),
+    "seed": (-(2**63), 2**63 - 1),
+    "max_output_tokens": (1, MOST_TOKENS),
+    "top_logprobs": (0, MOST_LOGPROBS),
+}
 
 
 class Function(Struct):
@@ -201,12 +211,7 @@ def _items(value: str | list[Json]) -> tuple[Json, ...]:
 
 
 def _sampling(top: Body) -> Sampling:
-    within(top.temperature, 0, 2, "temperature")
-    within(top.top_p, 0, 1, "top_p")
-    within(top.top_k, -1, MOST_TOKENS, "top_k")
-    within(top.seed, -(2**63), 2**63 - 1, "seed")
-    within(top.max_output_tokens, 1, MOST_TOKENS, "max_output_tokens")
-    within(top.top_logprobs, 0, MOST_LOGPROBS, "top_logprobs")
+    check_bounds(top, BOUNDS)
     check_include(top.include)
     return Sampling(
         temperature=top.temperature,

@@ -5,7 +5,7 @@ from msgspec import Struct
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Sampling
 from qwen3vl_compat.wire.asked import MOST_BIASES, MOST_CHOICES, MOST_TOKENS, check_stops
-from qwen3vl_compat.wire.body import Json, within
+from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, within
 
 
 class Sampled(Struct, kw_only=True):
@@ -36,17 +36,26 @@ class StreamOptions(Struct):
     include_usage: bool | None = None
 
 
+BOUNDS: Bounds = {
+    "n": (1, MOST_CHOICES),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (-1, MOST_TOKENS),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "seed": (-(2**63), 2**63 - 1),
+    "max_tokens": (1, MOST_TOKENS),
+    "max_completion_tokens": (1, MOST_TOKENS),
+    "min_tokens": (0, MOST_TOKENS),
+}
+"""Of the fields of chats and completions, as far as they mean the same in both."""
+
+
 def sampling_of(asked: Sampled, *, limit: int | None, logprobs: int | None) -> Sampling:
     """How tokens are chosen; `limit` is the most an answer may have."""
-    within(asked.n, 1, MOST_CHOICES, "n")
-    within(asked.temperature, 0, 2, "temperature")
-    within(asked.top_p, 0, 1, "top_p")
-    within(asked.top_k, -1, MOST_TOKENS, "top_k")
-    within(asked.min_p, 0, 1, "min_p")
-    within(asked.repetition_penalty, 0.01, 100, "repetition_penalty")
-    within(asked.presence_penalty, -2, 2, "presence_penalty")
-    within(asked.frequency_penalty, -2, 2, "frequency_penalty")
-    within(asked.seed, -(2**63), 2**63 - 1, "seed")
+    check_bounds(asked, BOUNDS)
     within(len(asked.stop_token_ids), 0, MOST_BIASES, "stop_token_ids")
     within(asked.min_tokens, 0, limit or MOST_TOKENS, "min_tokens")
     stops = (asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop or ())

@@ -98,9 +98,15 @@ async def test_whoever_asks_is_told(client: httpx.AsyncClient, path: str) -> Non
 def test_bodies_say_what_the_tables_of_fields_say() -> None:
     chat = told()["components"]["schemas"]["Chat.request"]
     assert chat["required"] == ["model", "messages"]
-    assert chat["properties"]["n"]["anyOf"][0]["type"] == "integer"
+    assert chat["properties"]["n"]["anyOf"][0] | {"default": 1} == {
+        "type": "integer", "default": 1, "minimum": 1, "maximum": 4,
+    }  # fmt: skip
     assert chat["properties"]["store"]["enum"] == [False, None]
-    assert chat["properties"]["messages"] == {"type": "array", "items": {"$ref": "#/components/schemas/Chat.message"}}
+    items = {"$ref": "#/components/schemas/Chat.message"}
+    assert chat["properties"]["messages"] == {"type": "array", "items": items, "minItems": 1}
+    config = told()["components"]["schemas"]["Google.generationConfig"]
+    assert config["properties"]["topP"]["anyOf"][0]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert config["additionalProperties"] is False
     assert "effect" in chat["properties"]["user"]["description"]
 
 

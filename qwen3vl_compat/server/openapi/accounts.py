@@ -7,7 +7,7 @@ from msgspec import Struct
 from qwen3vl_compat.accounts.usage import GROUPS
 from qwen3vl_compat.server import admin_routes, usage_routes
 from qwen3vl_compat.server.admin_bodies import KeyBody, NewKeyBody, NewTenantBody, PriceBody, RotationBody, TenantBody
-from qwen3vl_compat.server.openapi.forms import TEXT, one_of, ref, schemas_of
+from qwen3vl_compat.server.openapi.forms import TEXT, closed_forms, one_of, ref, schemas_of
 from qwen3vl_compat.server.openapi.operation import FOUND, JSON, Operation, query
 from qwen3vl_compat.wire.body import Json
 
@@ -158,10 +158,10 @@ class Limits(Shown):
     tenant: Bounds
 
 
-COMPONENTS: dict[str, Json] = schemas_of(
-    TenantBody, NewTenantBody, KeyBody, NewKeyBody, RotationBody, PriceBody,
-    Tenant, Key, NewKey, Price, AuditEntry, UsagePage, Limits,
-)  # fmt: skip
+COMPONENTS: dict[str, Json] = {
+    **closed_forms(schemas_of(TenantBody, NewTenantBody, KeyBody, NewKeyBody, RotationBody, PriceBody)),
+    **schemas_of(Tenant, Key, NewKey, Price, AuditEntry, UsagePage, Limits),
+}
 
 
 def _list(name: str) -> dict[str, Json]:

@@ -75,9 +75,9 @@ COMPONENTS: dict[str, Json] = {
     **schemas_of(Message, MessageTokens, AnthropicError),
     **forms_of("Anthropic", ANTHROPIC, {
         "request": Kind(anthropic_request.Body, {
-            "messages": ["message"], "system": (TEXT, ["text"]), "tools": ["tool"], "tool_choice": "tool_choice",
+            "messages": ["message", ...], "system": (TEXT, ["text"]), "tools": ["tool"], "tool_choice": "tool_choice",
             "thinking": "thinking config", "output_config": "output_config", "output_format": "format",
-        }),
+        }, bounds=anthropic_request.BOUNDS),
         "output_config": Kind(None, {"effort": one_of(*EFFORTS), "format": "format"}),
         "format": _FORM,
         "thinking config": Kind(None, {
@@ -115,14 +115,14 @@ COMPONENTS: dict[str, Json] = {
         "thinking": Kind(None, {"type": one_of("thinking"), "thinking": TEXT}, ("type", "thinking")),
     }),
 }  # fmt: skip
+_COUNTED = COMPONENTS["Anthropic.request"]
+COMPONENTS["Anthropic.create"] = {**_COUNTED, "required": [*_COUNTED["required"], "max_tokens"]}
 _TAG = "Anthropic"
-_FORM_OF_REQUEST = COMPONENTS["Anthropic.request"]
 
 OPERATIONS = (
     Operation(
         handler=anthropic_routes.create_message, tag=_TAG, parameters=GENERATING, more=ANSWERED | {402},
-        body={JSON: {**_FORM_OF_REQUEST, "required": [*_FORM_OF_REQUEST["required"], "max_tokens"]}},
-        answer={JSON: ref("Message"), SSE: TEXT},
+        body={JSON: ref("Anthropic.create")}, answer={JSON: ref("Message"), SSE: TEXT},
     ),
     Operation(
         handler=anthropic_routes.count_tokens, tag=_TAG, body={JSON: ref("Anthropic.request")}, parameters=(TIMEOUT,),

@@ -75,7 +75,7 @@ class UploadedFile(Listed):
 
 COMPONENTS: dict[str, Json] = {
     **schemas_of(FileList, DeletedFile, UploadedFile),
-    **forms_of("Upload", {"file": START}, {"file": Kind(Start)}),
+    **forms_of("Upload", {"file": START}, {"file": Kind(Start)}, closed=True),
 }
 
 _COUNT: Json = {"type": "integer", "minimum": 1, "maximum": 10_000}
@@ -108,6 +108,7 @@ _CONTINUE = (
     header("X-Goog-Upload-Command", one_of("upload", "finalize", "upload, finalize", "query", "cancel"), required=True),
     header("X-Goog-Upload-Offset", {"type": "integer", "minimum": 0}, "Where the last part ended."),
 )
+_ANNOUNCED: Json = {"type": "object", "properties": {"file": ref("Upload.file")}, "additionalProperties": False}
 _TAG = "Files"
 
 OPERATIONS = (
@@ -120,7 +121,7 @@ OPERATIONS = (
     Operation(handler=file_routes.delete_file, tag=_TAG, answer={JSON: ref("DeletedFile")}, more=FOUND),
     Operation(
         handler=upload_routes.start_upload, tag=_TAG, parameters=_START, optional=True, more=FOUND,
-        body={JSON: {"type": "object", "properties": {"file": ref("Upload.file")}}}, answer={JSON: OBJECT},
+        body={JSON: _ANNOUNCED}, answer={JSON: OBJECT},
     ),
     Operation(
         handler=upload_routes.continue_upload, tag=_TAG, parameters=_CONTINUE, optional=True, more=FOUND | {409},

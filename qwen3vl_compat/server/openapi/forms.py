@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from qwen3vl_compat.wire.body import Json, Rule, Rules
+from qwen3vl_compat.wire.body import Bounds, Json, Rule, Rules
 
 REF = "#/components/schemas/{name}"
 TEXT: Json = {"type": "string"}
@@ -21,7 +21,7 @@ OBJECT: Json = {"type": "object"}
 ANY: Json = {}
 
 Type = Json | str | list[Any] | tuple[Any, ...]
-"""A schema; the name of a kind of object; a list of what is in its brackets; or any of several."""
+"""A schema; the name of a kind of object; a list of what its brackets hold, with `...` at least one; any of several."""
 
 
 class Kind(Struct, frozen=True):
@@ -30,6 +30,25 @@ class Kind(Struct, frozen=True):
     form: type[Struct] | None = None
     types: Mapping[str, Type] = {}
     required: tuple[str, ...] = ()
+    bounds: Bounds = {}
+    shapes: tuple[Json, ...] = ()
+    """One of these holds as well."""
+
+
+def by_word(field: str, **needed: str | tuple[str, ...]) -> tuple[Json, ...]:
+    """Shapes of an object: what must be there with each word in this field."""
+    fields = {word: (names,) if isinstance(names, str) else names for word, names in needed.items()}
+    return tuple(
+        {"properties": {field: {"enum": [word]}}, "required": [field, *names]} for word, names in fields.items()
+    )
+
+
+def exactly_one(*names: str) -> tuple[Json, ...]:
+    """Shapes of an object that has one of these fields, and none of the others."""
+    return tuple(
+        {"required": [name], "properties": {other: {"type": "null"} for other in names if other != name}}
+        for name in names
+    )
 
 
 def one_of(*words: str) -> Json:
@@ -48,10 +67,21 @@ def schemas_of(*forms: type[Struct]) -> dict[str, Json]:
     return components
 
 
-def forms_of(prefix: str, rules: Mapping[str, Rules], kinds: Mapping[str, Kind]) -> dict[str, Json]:
-    """The components `prefix.kind`, one for each table of fields; AssertionError for a field that no table has."""
+def forms_of(
+    prefix: str, rules: Mapping[str, Rules], kinds: Mapping[str, Kind], *, closed: bool = False
+) -> dict[str, Json]:
+    """The components `prefix.kind`, one for each table of fields; AssertionError for a field that no table has.
+
+    `closed` says that a field which is in no table is refused.
+    """
     assert kinds.keys() <= rules.keys(), kinds.keys() - rules.keys()
-    return {_name(prefix, kind): _form(prefix, rules[kind], kinds.get(kind, Kind())) for kind in rules}
+    made = {_name(prefix, kind): _form(prefix, rules[kind], kinds.get(kind, Kind())) for kind in rules}
+    return closed_forms(made) if closed else made
+
+
+def closed_forms(forms: Mapping[str, Json]) -> dict[str, Json]:
+    """The same objects without any other fields."""
+    return {name: {**form, "additionalProperties": False} for name, form in forms.items()}
 
 
 def _name(prefix: str, kind: str) -> str:
@@ -62,9 +92,23 @@ def _form(prefix: str, rules: Rules, kind: Kind) -> Json:
     own: Json = _own(kind.form) if kind.form is not None else {"properties": {}, "required": []}
     types: dict[str, Json] = own["properties"] | {name: _typed(prefix, each) for name, each in kind.types.items()}
     assert types.keys() <= rules.keys(), types.keys() - rules.keys()
+    if kind.form is not None:
+        for name, said in zip(kind.form.__struct_fields__, kind.form.__struct_encode_fields__, strict=True):
+            if name in kind.bounds:
+                types[said] = _bounded(types[said], *kind.bounds[name])
     required = [*own["required"], *kind.required]
-    properties = {name: _property(rule, types.get(name, ANY), name in required) for name, rule in rules.items()}
-    return {"type": "object", "properties": properties} | ({"required": required} if required else {})
+    needed = {*required, *(name for shape in kind.shapes for name in shape["required"])}
+    properties = {name: _property(rule, types.get(name, ANY), name in needed) for name, rule in rules.items()}
+    made: Json = {"type": "object", "properties": properties} | ({"required": required} if required else {})
+    return made | ({"anyOf": list(kind.shapes)} if kind.shapes else {})
+
+
+def _bounded(schema: Json, low: float, high: float) -> Json:
+    """A number's schema with its bounds, null aside."""
+    if "anyOf" in schema:
+        inner = [each if each == {"type": "null"} else _bounded(each, low, high) for each in schema["anyOf"]]
+        return schema | {"anyOf": inner}
+    return schema | {"minimum": low, "maximum": high}
 
 
 def _own(form: type[Struct]) -> Json:
@@ -76,7 +120,8 @@ def _typed(prefix: str, said: Type) -> Json:
         case str():
             return ref(_name(prefix, said))
         case list():
-            return {"type": "array", "items": _typed(prefix, said[0])}
+            least = {"minItems": 1} if said[-1] is ... else {}
+            return {"type": "array", "items": _typed(prefix, said[0])} | least
         case tuple():
             return {"anyOf": [_typed(prefix, each) for each in said]}
         case _:

@@ -9,6 +9,7 @@ from qwen3vl_compat.server.openapi.forms import (
     TEXT,
     WHOLE,
     Kind,
+    exactly_one,
     forms_of,
     one_of,
     ref,
@@ -33,18 +34,18 @@ COMPONENTS: dict[str, Json] = {
     **schemas_of(*ANSWERS),
     **forms_of("Google", GOOGLE, {
         "request": Kind(None, {
-            "contents": ["content"], "systemInstruction": (TEXT, "content"), "generationConfig": "generationConfig",
-            "tools": ["tool"], "toolConfig": "toolConfig",
+            "contents": ["content", ...], "systemInstruction": (TEXT, "content"), "tools": ["tool"],
+            "toolConfig": "toolConfig", "generationConfig": "generationConfig",
         }, ("contents",)),
         "countTokens": Kind(None, {
-            "contents": ["content"], "systemInstruction": (TEXT, "content"), "generateContentRequest": "request",
+            "contents": ["content", ...], "systemInstruction": (TEXT, "content"), "generateContentRequest": "request",
         }),
-        "content": Kind(None, {"role": one_of(*ROLES), "parts": (["part"], "part")}, ("parts",)),
+        "content": Kind(None, {"role": one_of(*ROLES), "parts": (["part", ...], "part")}, ("parts",)),
         "part": Kind(None, {
             "text": TEXT, "thought": FLAG, **_MEDIUM, "functionCall": "functionCall",
             "functionResponse": "functionResponse", "videoMetadata": "videoMetadata",
             "documentMetadata": "documentMetadata", "mediaResolution": (_CLOSELY, "mediaResolution"),
-        }),
+        }, shapes=exactly_one("text", "inlineData", "fileData", "functionCall", "functionResponse")),
         "functionCall": Kind(None, {"id": TEXT, "name": TEXT, "args": OBJECT}, ("name",)),
         "functionResponse": Kind(
             None, {"id": TEXT, "name": TEXT, "response": OBJECT, "parts": ["responsePart"]}, ("name",)
@@ -65,8 +66,8 @@ COMPONENTS: dict[str, Json] = {
         "generationConfig": Kind(google_request.Config, {
             "responseMimeType": TEXT, "responseSchema": OBJECT, "responseJsonSchema": ANY, "responseLogprobs": FLAG,
             "thinkingConfig": "thinkingConfig", "mediaResolution": _CLOSELY,
-        }),
-    }),
+        }, bounds=google_request.BOUNDS),
+    }, closed=True),
 }  # fmt: skip
 
 _ALT = query("alt", one_of("json", "sse"), "A JSON array that grows, or server-sent events.")

@@ -7,6 +7,8 @@ from qwen3vl_compat.server.openapi.forms import (
     TEXT,
     WHOLE,
     Kind,
+    by_word,
+    exactly_one,
     forms_of,
     one_of,
     ref,
@@ -20,6 +22,7 @@ from qwen3vl_compat.wire import (
     openai_responses_request,
     openai_sampling,
 )
+from qwen3vl_compat.wire.asked import MOST_LOGPROBS
 from qwen3vl_compat.wire.body import Json
 from qwen3vl_compat.wire.fields import MODERATIONS, OPENAI
 from qwen3vl_compat.wire.openai_completions_request import COMPLETIONS
@@ -28,19 +31,21 @@ from qwen3vl_compat.wire.openai_media import DETAILS
 from qwen3vl_compat.wire.openai_messages import ROLES
 from qwen3vl_compat.wire.openai_responses_fields import RESPONSES
 
+_SAID: Json = {**TEXT, "minLength": 1}
 _CLOSELY = {"detail": one_of(*DETAILS), "max_pixels": WHOLE}
 _CLIP = {"fps": NUMBER, "start": NUMBER, "end": NUMBER}
 _OF_FILES = {"file_id": TEXT, "file_data": TEXT, "file_url": TEXT, "filename": TEXT, "pages": (TEXT, WHOLE)}
+_ONE_FILE = exactly_one("file_id", "file_data", "file_url")
 _STREAMED = Kind(openai_sampling.StreamOptions)
 
 COMPONENTS: dict[str, Json] = {
     **schemas_of(*ANSWERS),
     **forms_of("Chat", OPENAI, {
         "request": Kind(openai_request.Body, {
-            "messages": ["message"], "tools": ["tool"], "tool_choice": (TEXT, OBJECT),
+            "messages": ["message", ...], "tools": ["tool"], "tool_choice": (TEXT, OBJECT),
             "stream_options": "stream_options", "response_format": "response_format",
             "chat_template_kwargs": "chat_template_kwargs",
-        }),
+        }, bounds={**openai_sampling.BOUNDS, "top_logprobs": (0, MOST_LOGPROBS)}),
         "stream_options": _STREAMED,
         "chat_template_kwargs": Kind(openai_request.Template),
         "response_format": Kind(
@@ -52,25 +57,33 @@ COMPONENTS: dict[str, Json] = {
         "message": Kind(None, {
             "role": one_of(*ROLES), "content": (TEXT, ["part"]), "reasoning": TEXT, "reasoning_content": TEXT,
             "tool_calls": [OBJECT], "tool_call_id": TEXT,
-        }, ("role",)),
+        }, shapes=by_word(
+            "role", system="content", developer="content", user="content", assistant=(),
+            tool=("tool_call_id", "content"),
+        )),
         "part": Kind(None, {
             "type": one_of("text", "refusal", "image_url", "video_url", "video", "file"), "text": TEXT,
-            "image_url": "image_url", "video_url": "video_url", "video": [TEXT], "fps": NUMBER, "file": "file",
-        }, ("type",)),
+            "image_url": "image_url", "video_url": "video_url", "video": [TEXT, ...], "fps": NUMBER, "file": "file",
+        }, shapes=by_word(
+            "type",
+            text="text", refusal="refusal", image_url="image_url", video_url="video_url", video="video", file="file"
+        )),
         "image_url": Kind(None, {"url": TEXT, **_CLOSELY}, ("url",)),
         "video_url": Kind(None, {"url": TEXT, **_CLIP, **_CLOSELY}, ("url",)),
-        "file": Kind(None, {**_OF_FILES, **_CLIP, **_CLOSELY}),
+        "file": Kind(None, {**_OF_FILES, **_CLIP, **_CLOSELY}, shapes=_ONE_FILE),
     }),
     **forms_of("Completion", COMPLETIONS, {
-        "request": Kind(openai_completions_request.Body, {"stream_options": "stream_options"}),
+        "request": Kind(openai_completions_request.Body, {
+            "stream_options": "stream_options", "prompt": (_SAID, [_SAID, ...]),
+        }, bounds={**openai_sampling.BOUNDS, "logprobs": (0, MOST_LOGPROBS)}),
         "stream_options": _STREAMED,
     }),
     **forms_of("Response", RESPONSES, {
         "request": Kind(openai_responses_request.Body, {
-            "input": (TEXT, [("message", "function_call", "function_call_output", "reasoning_item", OBJECT)]),
+            "input": (TEXT, [("message", "function_call", "function_call_output", "reasoning_item", OBJECT), ...]),
             "tools": ["tool"], "text": "text", "reasoning": "reasoning", "stream_options": "stream_options",
-            "tool_choice": (TEXT, OBJECT),
-        }),
+            "tool_choice": (TEXT, OBJECT), "include": [one_of(*openai_responses_request.INCLUDABLE)],
+        }, bounds=openai_responses_request.BOUNDS),
         "text": Kind(None, {"format": "format"}),
         "format": Kind(openai_responses_request.Format, {"schema": OBJECT}),
         "reasoning": Kind(openai_responses_request.Thought),
@@ -85,14 +98,23 @@ COMPONENTS: dict[str, Json] = {
         "part": Kind(None, {
             "type": one_of("input_text", "output_text", "text", "refusal", "input_image", "input_file"),
             "text": TEXT, "refusal": TEXT, "image_url": TEXT, **_OF_FILES, **_CLIP, **_CLOSELY,
-        }, ("type",)),
+        }, shapes=by_word(
+            "type",
+            input_text="text", output_text="text", text="text", refusal="refusal", input_image=(), input_file=()
+        )),
     }),
     **forms_of("Moderation", MODERATIONS, {
-        "request": Kind(None, {"input": (TEXT, [TEXT], ["part"]), "model": TEXT}, ("input",)),
-        "part": Kind(None, {"type": one_of("text", "image_url"), "text": TEXT, "image_url": "image_url"}, ("type",)),
+        "request": Kind(None, {
+            "input": (_SAID, [_SAID, ...], ["part", ...]), "model": _SAID,
+        }, ("input",)),
+        "part": Kind(None, {"type": one_of("text", "image_url"), "text": TEXT, "image_url": "image_url"},
+                     shapes=by_word("type", text="text", image_url="image_url")),
         "image_url": Kind(None, {"url": TEXT, **_CLOSELY}, ("url",)),
     }),
 }  # fmt: skip
+
+COMPONENTS["Response.count"] = {**COMPONENTS["Response.request"], "required": []}
+"""The model may be left to the server."""
 
 TIMEOUT = header("X-Server-Timeout", {"type": "number", "exclusiveMinimum": 0}, "Seconds that it may take.")
 GENERATING = (
@@ -122,8 +144,7 @@ OPERATIONS = (
     ),
     Operation(
         handler=response_routes.count_response, tag=_TAG, parameters=(TIMEOUT,), more=COUNTED,
-        # the model may be left to the server
-        body={JSON: {**COMPONENTS["Response.request"], "required": []}}, answer={JSON: ref("InputTokens")},
+        body={JSON: ref("Response.count")}, answer={JSON: ref("InputTokens")},
     ),
     Operation(
         handler=response_routes.get_response, tag=_TAG, parameters=(query("stream", one_of("false")),),
