@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 import trustme
 
+from tests.documented import undocumented
 from tests.postgres import empty_postgres, new_postgres, postgres, postgres_template  # noqa: F401, these are fixtures
 from tests.redis_server import own_redis, redis_server  # noqa: F401, these too
 from tests.serving import ROOT, UNCACHED, Served, serving
@@ -54,16 +55,18 @@ def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The bundled model, served."""
+    """The bundled model, served; in the end all that it has answered must be in its description."""
     with serving(tmp_path_factory.mktemp("demo"), environment=UNCACHED) as served:
         yield served
+        assert undocumented(served.log()) == set()
 
 
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The scripted engine, served; it takes 20 ms a token, so that there is time to interrupt it."""
+    """The scripted engine, served as the model above; it takes 20 ms a token: there is time to interrupt it."""
     with serving(tmp_path_factory.mktemp("scripted"), environment={"QWEN3VL_MODEL__ENGINE": "scripted"}) as served:
         yield served
+        assert undocumented(served.log()) == set()
 
 
 @pytest.fixture(scope="session")

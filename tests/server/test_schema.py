@@ -14,6 +14,7 @@ from qwen3vl_compat.server.app import build_routes
 from qwen3vl_compat.server.exchange import Exchange
 from qwen3vl_compat.server.openapi import OPERATIONS, document
 from qwen3vl_compat.server.openapi.operation import wires_of
+from tests.documented import undocumented
 from tests.server.test_app import House, client, house, service  # noqa: F401, these are fixtures
 
 METHODS = ("get", "post", "put", "patch", "delete")
@@ -108,6 +109,14 @@ def test_bodies_say_what_the_tables_of_fields_say() -> None:
     assert config["properties"]["topP"]["anyOf"][0]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
     assert config["additionalProperties"] is False
     assert "effect" in chat["properties"]["user"]["description"]
+
+
+def test_what_a_log_tells_of_can_be_missing() -> None:
+    """The fixtures of whole servers look for it (tests/conftest.py)."""
+    line = "id=01 key=a model=- tokens=- ms=1 status={} {} {}\n"
+    known = line.format(404, "GET", "/v1/models/x") + line.format(499, "POST", "/v1/messages")
+    assert undocumented(known + line.format(404, "GET", "/nowhere") + line.format(405, "PUT", "/v1/usage")) == set()
+    assert undocumented(known + line.format(418, "GET", "/v1/models/x")) == {"418 GET /v1/models/x"}
 
 
 def test_the_server_starts_without_it(tmp_path: Path) -> None:
