@@ -89,6 +89,7 @@ class Ready(Named):
     status: Literal["ok", "stopping", "unavailable"]
     models: list[str]
     running: int
+    version: str
 
 
 COMPONENTS: dict[str, Json] = schemas_of(Model, ModelList, AnthropicModel, AnthropicModelList, Alive, Ready)
