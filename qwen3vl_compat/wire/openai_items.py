@@ -132,8 +132,16 @@ def _required(fields: Json, name: str, path: str) -> str:
     return convert(fields[name], str, where)
 
 
+def full_name(name: str, namespace: str) -> str:
+    """What the model calls a function of a namespace."""
+    return f"{namespace}.{name}"
+
+
 def _call(fields: Json, path: str) -> ToolCall:
-    name = check_name(_required(fields, "name", path), f"{path}.name")
+    name = _required(fields, "name", path)
+    if "namespace" in fields:
+        name = full_name(name, convert(fields["namespace"], str, f"{path}.namespace"))
+    name = check_name(name, f"{path}.name")
     return ToolCall(_required(fields, "call_id", path), name, _required(fields, "arguments", path))
 
 

@@ -24,6 +24,7 @@ from qwen3vl_compat.wire import openai_chat, sse
 from qwen3vl_compat.wire.body import Json
 from qwen3vl_compat.wire.openai_output import CALL, MESSAGE, SUMMARY, THOUGHT, Form, OutputItem
 from qwen3vl_compat.wire.openai_responses_request import Asked, completed, decode_count, decode_request
+from qwen3vl_compat.wire.openai_responses_tools import own_names
 
 __all__ = [
     "Answering",
@@ -46,6 +47,7 @@ class Answering:
         self._asked, self._items, self._told = asked, list[OutputItem](), 0
         self._first = First(asked.request.id, asked.request.created)
         self._open: OutputItem | None = None
+        self._names = own_names(asked.echo["tools"])
         self.response: Json = {}
         """The whole, as the last event that holds it told it."""
 
@@ -63,7 +65,8 @@ class Answering:
                 told = openai_chat.encode_logprobs(logprobs)["content"]
                 events = [*self._turned_to(MESSAGE), *self._item.more(text, told)]
             case ToolCallDelta(_, _, number, name, arguments):
-                begun = self._turned_to(CALL, call_id=number, name=name) if number else ()
+                called = self._names.get(name, {"name": name})
+                begun = self._turned_to(CALL, call_id=number, **called) if number else ()
                 events = [*begun, *(self._item.more(arguments) if arguments else ())]
             case Finish():
                 events = [*self._finish(event)]

@@ -85,6 +85,7 @@ RESPONSES: Mapping[str, Rules] = {
         "defer_loading": refused("tools are not looked for", False),
         "function": refused("name, description and parameters stand in the tool itself"),
     },
+    "namespace": {"type": HONOURED, "name": HONOURED, "tools": HONOURED, "description": HARMLESS},
     "message": {
         "type": HONOURED,
         "role": HONOURED,
@@ -97,6 +98,7 @@ RESPONSES: Mapping[str, Rules] = {
         "type": HONOURED,
         "call_id": HONOURED,
         "name": HONOURED,
+        "namespace": HONOURED,
         "arguments": HONOURED,
         "id": HONOURED,
         "status": HONOURED,

@@ -7,18 +7,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from qwen3vl_compat.errors import InvalidRequest
-from qwen3vl_compat.messages import Message, OutputFormat, Request, Sampling, Text, Thinking, Tool, ToolChoice
-from qwen3vl_compat.wire.asked import (
-    MOST_LOGPROBS,
-    MOST_TOKENS,
-    check_name,
-    check_tools,
-    chosen,
-    effort,
-    schema_text,
-)
-from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, convert, decode_object, shown
+from qwen3vl_compat.messages import Message, OutputFormat, Request, Sampling, Text, Thinking
+from qwen3vl_compat.wire.asked import MOST_LOGPROBS, MOST_TOKENS, effort, schema_text
+from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, convert, decode_object
 from qwen3vl_compat.wire.openai_items import Item, decode_items, kind_of, known, numbered
+from qwen3vl_compat.wire.openai_responses_tools import decode_choice, decode_tools, echo_tool
 
 INCLUDABLE = (
     "message.output_text.logprobs", "message.input_image.image_url", "reasoning.encrypted_content",
@@ -93,27 +86,6 @@ BOUNDS: Bounds = {
 }
 
 
-class Function(Struct):
-    """A tool, which is one."""
-
-    name: str
-    description: str | None = None
-    parameters: Any = None
-    strict: bool | None = None
-
-
-class _Named(Struct):
-    name: str
-    type: Literal["function"] = "function"
-
-
-class _Choice(Struct):
-    type: Literal["function", "allowed_tools"]
-    name: str = ""
-    mode: Literal["auto", "required"] = "auto"
-    tools: list[_Named] = []
-
-
 class Thought(Struct):
     """How long to think, and what is told of it."""
 
@@ -151,8 +123,8 @@ def _asked(body: Json, request_id: str, now: int) -> Asked:
             raise InvalidRequest(f"{name}: is required", param=name, code="missing_required_parameter")
     top = convert(fields, Body, "")
     known(top.stream_options, "stream_options", "stream_options", ignored)
-    tools = check_tools([_tool(item, f"tools[{at}]", ignored) for at, item in enumerate(top.tools)], "tools")
-    choice = replace(_tool_choice(top.tool_choice, tools), parallel=top.parallel_tool_calls)
+    tools = decode_tools(top.tools, ignored)
+    choice = replace(decode_choice(top.tool_choice, tools), parallel=top.parallel_tool_calls)
     thinking, summary = _thinking(top, ignored)
     if top.truncation == "auto":
         ignored.append("truncation")
@@ -231,36 +203,6 @@ def check_include(names: Sequence[str]) -> None:
             raise InvalidRequest(f"{where}: must be one of {', '.join(INCLUDABLE)}", param=where)
 
 
-def _tool(item: Json, path: str, ignored: list[str]) -> Tool:
-    kind = item.get("type")
-    if kind != "function":
-        said = f", not {shown(kind)}" if isinstance(kind, str) else ""
-        message = f"{path}.type: only tools of type 'function' are available here{said}"
-        raise InvalidRequest(message, param=f"{path}.type", code="unsupported_parameter")
-    function = convert(known(item, "tool", path, ignored), Function, path)
-    parameters = "" if function.parameters is None else schema_text(function.parameters, f"{path}.parameters")
-    return Tool(
-        name=check_name(function.name, f"{path}.name"),
-        description=function.description or "",
-        parameters=parameters,
-        strict=bool(function.strict),
-        param=f"{path}.parameters",
-    )
-
-
-def _tool_choice(value: str | Json | None, tools: tuple[Tool, ...]) -> ToolChoice:
-    path = "tool_choice"
-    if value in (None, "auto", "none", "required"):
-        return chosen(value or "auto", (), tools, path)
-    if isinstance(value, dict) and value.get("type") in ("function", "allowed_tools"):
-        choice = convert(value, _Choice, path)
-        if choice.type == "function":
-            return chosen("required", (choice.name,), tools, path)
-        return chosen(choice.mode, [tool.name for tool in choice.tools], tools, path)
-    message = f"{path}: must be none, auto, required, a function or allowed_tools"
-    raise InvalidRequest(message, param=path, code="unsupported_parameter" if isinstance(value, dict) else None)
-
-
 def _format(top: Body, ignored: list[str]) -> OutputFormat:
     path = "text.format"
     given = known(top.text, "text", "text", ignored).get("format", {})
@@ -307,7 +249,7 @@ def _echo(top: Body, body: Json, summary: str | None) -> Json:
         "temperature": top.temperature,
         "text": top.text | {"format": top.text.get("format") or {"type": "text"}},
         "tool_choice": top.tool_choice or "auto",
-        "tools": [{"description": None, "parameters": None, "strict": None} | tool for tool in top.tools],
+        "tools": [echo_tool(tool) for tool in top.tools],
         "top_logprobs": top.top_logprobs or 0,
         "top_p": top.top_p,
         "truncation": "disabled",

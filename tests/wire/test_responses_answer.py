@@ -145,6 +145,15 @@ def test_text_after_a_call_is_an_item_of_its_own() -> None:
     assert response["output"][3]["id"] == f"msg_{ID}_3"
 
 
+def test_a_call_into_a_namespace_is_told_by_both_names() -> None:
+    function = {"type": "function", "name": "f"}
+    tools = [function, {"type": "namespace", "name": "crm", "description": "", "tools": [function]}]
+    calls = (ToolCallDelta(0, 0, "call_a", "crm.f", "{}", 1), ToolCallDelta(0, 1, "call_b", "f", "{}", 2))
+    events, response = told(calls, ended("tool_calls"), tools=tools)
+    assert [(item.get("namespace"), item["name"]) for item in response["output"]] == [("crm", "f"), (None, "f")]
+    assert [event["name"] for event in events if event["type"].endswith("arguments.done")] == ["f", "f"]
+
+
 @pytest.mark.parametrize(
     ("reason", "why"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
 )  # fmt: skip

@@ -190,6 +190,23 @@ def test_tools(choice: Any, expected: ToolChoice) -> None:
     assert request.tool_choice == replace(expected, parallel=False)
 
 
+def test_functions_of_a_namespace_are_known_by_their_full_names() -> None:
+    space = {"type": "namespace", "name": "crm", "description": "d", "tools": [F, F | {"name": "g"}]}
+    request = read(tools=[F, space])
+    assert [(tool.name, tool.param) for tool in request.tools] == [
+        ("f", "tools[0].parameters"),
+        ("crm.f", "tools[1].tools[0].parameters"),
+        ("crm.g", "tools[1].tools[1].parameters"),
+    ]
+    assert request.ignored == ("tools[1].description",)
+    call = said("a", CALL | {"namespace": "crm"}, OUTPUT)
+    assert call[1:] == (
+        Message("assistant", (Text(""), ToolCall("c1", "crm.f", "{}"))),
+        Message("tool", (ToolResult("c1", "crm.f", (Text("done"),)),)),
+    )
+    assert asked(tools=[space]).echo["tools"] == [space]
+
+
 @pytest.mark.parametrize(
     ("reasoning", "thinking", "summary"),
     [
@@ -242,6 +259,12 @@ REFUSED = [
     ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({"tools": [F | {"parameters": 5}]}, "tools[0].parameters"),
     ({"tools": [F, F]}, "tools"),
+    ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0]"),
+    ({"tools": [{"type": "namespace", "name": "a b", "tools": [F]}]}, "tools[0].tools[0].name"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "custom", "name": "x"}]}]},
+     "tools[0].tools[0].type"),
+    ({"tools": [{"type": "namespace", "name": "n", "tools": [F, F]}]}, "tools"),
+    ({"input": [CALL | {"namespace": 5}]}, "input[0].namespace"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
     ({"tools": [F], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),

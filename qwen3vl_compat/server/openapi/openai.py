@@ -20,6 +20,7 @@ from qwen3vl_compat.wire import (
     openai_completions_request,
     openai_request,
     openai_responses_request,
+    openai_responses_tools,
     openai_sampling,
 )
 from qwen3vl_compat.wire.asked import MOST_LOGPROBS
@@ -81,17 +82,21 @@ COMPONENTS: dict[str, Json] = {
     **forms_of("Response", RESPONSES, {
         "request": Kind(openai_responses_request.Body, {
             "input": (TEXT, [("message", "function_call", "function_call_output", "reasoning_item", OBJECT), ...]),
-            "tools": ["tool"], "text": "text", "reasoning": "reasoning", "stream_options": "stream_options",
-            "tool_choice": (TEXT, OBJECT), "include": [one_of(*openai_responses_request.INCLUDABLE)],
+            "tools": [("tool", "namespace")], "text": "text", "reasoning": "reasoning",
+            "stream_options": "stream_options", "tool_choice": (TEXT, OBJECT),
+            "include": [one_of(*openai_responses_request.INCLUDABLE)],
         }, bounds=openai_responses_request.BOUNDS),
         "text": Kind(None, {"format": "format"}),
         "format": Kind(openai_responses_request.Format, {"schema": OBJECT}),
         "reasoning": Kind(openai_responses_request.Thought),
-        "tool": Kind(openai_responses_request.Function, {"type": one_of("function"), "parameters": OBJECT}, ("type",)),
+        "tool": Kind(openai_responses_tools.Function, {"type": one_of("function"), "parameters": OBJECT}, ("type",)),
+        "namespace": Kind(openai_responses_tools.Namespace, {"type": one_of("namespace"), "tools": ["tool"]},
+                          ("type",)),
         "message": Kind(None, {"role": one_of(*ROLES), "content": (TEXT, ["part"]), "type": one_of(KINDS[0])},
                         ("role", "content")),
-        "function_call": Kind(None, {"type": one_of(KINDS[1]), "call_id": TEXT, "name": TEXT, "arguments": TEXT},
-                              ("type", "call_id", "name", "arguments")),
+        "function_call": Kind(None, {
+            "type": one_of(KINDS[1]), "call_id": TEXT, "name": TEXT, "namespace": TEXT, "arguments": TEXT,
+        }, ("type", "call_id", "name", "arguments")),
         "function_call_output": Kind(None, {"type": one_of(KINDS[2]), "call_id": TEXT, "output": (TEXT, ["part"])},
                                      ("type", "call_id", "output")),
         "reasoning_item": Kind(None, {"type": one_of(KINDS[3]), "summary": [OBJECT], "content": [OBJECT]}, ("type",)),

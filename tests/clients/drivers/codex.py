@@ -19,9 +19,6 @@ wire_api = "responses"
 request_max_retries = 0
 stream_max_retries = 0
 
-[agents]
-enabled = false
-
 [analytics]
 enabled = false
 """
