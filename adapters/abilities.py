@@ -65,9 +65,9 @@ def read_text(picture: Medium, markup: Markup = "plain") -> Task[Reading]:
         answer = yield from _ask(caller, common, picture, used.filled(), _EXACT)
         if markup == "plain":
             return Reading(prompt=str(used), answer=answer, text=answer.text)
-        text = prompts.unfenced(answer.text, markup)
         if markup == "markdown":
-            return Reading(prompt=str(used), answer=answer, text=text)
+            return Reading(prompt=str(used), answer=answer, text=prompts.unfenced_markdown(answer.text))
+        text = prompts.unfenced(answer.text, markup)
         plane = yield from _page(picture)
         return Reading(prompt=str(used), answer=answer, text=text, blocks=blocks_of(text, plane), unit=plane.unit)
 

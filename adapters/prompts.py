@@ -83,6 +83,22 @@ def unfenced(text: str, language: str) -> str:
     return text.strip()
 
 
+_WRAP = re.compile(r"^```(?:markdown|md)[ \t]*\n(.*)\Z", re.DOTALL | re.MULTILINE | re.IGNORECASE)
+_BARE = re.compile(r"^```[ \t]*$", re.MULTILINE)
+
+
+def unfenced_markdown(text: str) -> str:
+    """A Markdown document without the fence around all of it, if there is one: those within are the document's own."""
+    text = text.strip()
+    if found := _WRAP.search(text):
+        inside, within = found[1], found[1].count("\n```") + found[1].startswith("```")
+        ends = list(_BARE.finditer(inside))
+        # Fences within come in pairs, so an odd one closes that around all; a document that is cut off lacks it.
+        return (inside[: ends[-1].start()] if within % 2 and ends else inside).strip()
+    whole = re.fullmatch(r"```[ \t]*\n((?:(?!^```).)*)^```", text, re.DOTALL | re.MULTILINE)
+    return whole[1].strip() if whole else text
+
+
 class Preset(Struct, frozen=True):
     """A way to answer: what is said behind a prompt, and how what was wanted is taken out of the answer."""
 

@@ -6,7 +6,16 @@ import pytest
 
 from qwen3vl_compat.adapters import prompts
 from qwen3vl_compat.adapters.client import Unreadable
-from qwen3vl_compat.adapters.prompts import Preset, PromptTemplate, json_only, role_chain, step_by_step, unfenced, wrap
+from qwen3vl_compat.adapters.prompts import (
+    Preset,
+    PromptTemplate,
+    json_only,
+    role_chain,
+    step_by_step,
+    unfenced,
+    unfenced_markdown,
+    wrap,
+)
 
 DIGESTS = {
     "read_text.plain@1": "d233c642a829",
@@ -54,6 +63,27 @@ FENCES = "Here:\n```css\nbody {}\n```\nand\n```html\n<p>\n``\n```\n```html\n<b>\
 )
 def test_fences(text: str, language: str, inside: str) -> None:
     assert unfenced(text, language) == inside
+
+
+CODE = "# T\n\n```\na\n```\n\n```python\nb\n```\nend"
+
+
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        (CODE, CODE),
+        (f"```markdown\n{CODE}\n```", CODE),
+        (f"Here it is:\n```md\n{CODE}\n```\nDone.", CODE),
+        (f"```markdown\n{CODE}", CODE),
+        ("```markdown\n# T", "# T"),
+        ("```\n# T\n```", "# T"),
+        ("```\na\n```\nand\n```\nb\n```", "```\na\n```\nand\n```\nb\n```"),
+        ("```python\nb\n```", "```python\nb\n```"),
+        ("", ""),
+    ],
+)
+def test_a_markdown_document_keeps_its_own_fences(text: str, document: str) -> None:
+    assert unfenced_markdown(text) == document
 
 
 ROLES = role_chain("inspector", "repair engineer")
