@@ -319,6 +319,38 @@ def test_an_answer_that_does_not_fit_is_an_error(method: Any) -> None:
             model.invoke("Well?")
 
 
+def cut_off(delta: dict[str, Any], *, stream: bool) -> Says:
+    """An answer that ended with `length`."""
+    choice = {"index": 0, "delta" if stream else "message": delta, "finish_reason": "length"}
+    body = {"choices": [choice], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    data = json.dumps(body).encode()
+    return Says(200, b"data: %b\n\ndata: [DONE]\n\n" % data if stream else data)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("schema", [Sign, SCHEMA])
+@pytest.mark.parametrize("method", ["json_schema", "json_mode", "function_calling"])
+def test_the_end_of_an_answer_that_was_cut_off_is_not_made_up(schema: Any, method: Any, stream: bool) -> None:
+    cut = '{"text": "Do not'
+    function = {"index": 0, "id": "c1", "function": {"name": "Sign", "arguments": cut}}
+    said = {"tool_calls": [function]} if method == "function_calling" else {"content": cut}
+    with faulty(*[cut_off(said, stream=stream)] * 3) as server:
+        made = ChatQwen3VL(base_url=server.url, streaming=stream)
+        model = made.with_structured_output(schema, method=method)
+        with pytest.raises(exceptions.OutputParserException, match="it ended with length"):
+            model.invoke("Well?")
+        with pytest.raises(exceptions.OutputParserException, match="it ended with length"):
+            asyncio.run(model.ainvoke("Well?"))
+        both: Any = made.with_structured_output(schema, method=method, include_raw=True).invoke("Well?")
+    assert both["parsed"] is None
+    assert "it ended with length" in str(both["parsing_error"])
+
+
+def test_a_whole_answer_that_took_all_of_its_tokens_is_read() -> None:
+    with faulty(cut_off({"content": '{"text": "yes"}'}, stream=False)) as server:
+        assert ChatQwen3VL(base_url=server.url).with_structured_output(Sign).invoke("Well?") == Sign(text="yes")
+
+
 def test_tokens_are_counted_by_the_server() -> None:
     with faulty(*[Says(200, b'{"object": "response.input_tokens", "input_tokens": 12}')] * 2) as server:
         model = ChatQwen3VL(base_url=server.url)
