@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -373,7 +374,7 @@ FAILURES: list[tuple[Says, type[Exception], type[Exception]]] = [
     (refusal(429), client.RateLimited, exceptions.ModelRateLimitError),
     (refusal(429, "insufficient_quota"), client.OutOfCredit, exceptions.ModelRateLimitError),
     (refusal(500), client.ServerFailed, exceptions.ModelAPIError),
-    (refusal(503), client.ServerFailed, exceptions.ModelAPIError),
+    (refusal(503), client.Overloaded, exceptions.ModelAPIError),
     (refusal(504), client.TimeIsUp, exceptions.ModelTimeoutError),
     (Says(200, b"data: <html>\n\n"), client.Unreadable, exceptions.ModelError),
 ]
@@ -438,6 +439,23 @@ def test_what_is_tried_again_is_the_servers_to_say(way: str) -> None:
         with pytest.raises(exceptions.ModelAPIError):
             asked(ChatQwen3VL(base_url=server.url), way)
         assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+def test_cookies_do_not_pass_from_one_key_to_another(way: str) -> None:
+    cookie = Says(200, whole("yes").body, {"set-cookie": "session=a"})
+    with faulty(cookie, cookie) as server:
+        for key in "ab":
+            asked(ChatQwen3VL(base_url=server.url, api_key=key), way)
+        assert [seen.headers.get("cookie") for seen in server.seen] == [None, None]
+
+
+def test_a_forked_process_has_connections_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two would read each other's answers from one."""
+    own = connections.waiting("http://there:1")
+    assert connections.waiting("http://there:1") is own
+    monkeypatch.setattr(os, "getpid", lambda: -1)
+    assert connections.waiting("http://there:1") is not own
 
 
 def test_connections_end_with_their_loop() -> None:
