@@ -27,6 +27,7 @@ from qwen3vl_compat.adapters.calling.failures import (
     Forbidden,
     NotFound,
     OutOfCredit,
+    Overloaded,
     RateLimited,
     Refused,
     ServerFailed,
@@ -67,8 +68,12 @@ class QwenTimeIsUp(TimeIsUp, ModelTimeoutError):
     """The time the server allows the request is over."""
 
 
+class QwenOverloaded(Overloaded, ModelAPIError):
+    """There is no room now."""
+
+
 class QwenServerFailed(ServerFailed, ModelAPIError):
-    """The server's own fault, or there is no room now."""
+    """The server's own fault."""
 
 
 class QwenContextOverflow(BadRequest, ContextOverflowError):
@@ -93,7 +98,7 @@ class QwenUnreadable(Unreadable, ModelError):
 
 _KINDS: tuple[type[ClientError], ...] = (
     QwenUnauthorized, QwenForbidden, QwenNotFound, QwenConflict, QwenOutOfCredit, QwenRateLimited, QwenTimeIsUp,
-    QwenServerFailed, QwenBadRequest, QwenTimedOut, QwenConnectionFailed, QwenUnreadable,
+    QwenOverloaded, QwenServerFailed, QwenBadRequest, QwenTimedOut, QwenConnectionFailed, QwenUnreadable,
 )  # fmt: skip
 """The first whose own error, its first base, is the one that came."""
 
