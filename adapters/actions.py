@@ -167,7 +167,7 @@ def computer_action(arguments: str, plane: Plane) -> ComputerAction:
     """What a call of `computer_use` asks for, from its arguments' JSON; raises Unreadable."""
     try:
         call = msgspec.json.decode(arguments, type=_Call)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise Unreadable(f"That is no action on a screen ({error}): {arguments[:200]}") from error
     at = None if call.coordinate is None else plane.point(call.coordinate)
     match call.action:

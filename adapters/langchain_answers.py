@@ -29,7 +29,7 @@ def generation(answer: Answer, choice: Choice, model: str) -> ChatGeneration:
         try:
             arguments = msgspec.json.decode(call.arguments or "{}", type=dict[str, Any])
             message.tool_calls.append(tool_call(name=call.name, args=arguments, id=call.id))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             message.invalid_tool_calls.append(
                 invalid_tool_call(name=call.name, args=call.arguments, id=call.id, error=str(error))
             )

@@ -120,7 +120,7 @@ def _json(text: str) -> str | None:
     inside = unfenced(text, "json")
     try:
         msgspec.json.decode(inside)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     return inside
 

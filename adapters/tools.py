@@ -51,7 +51,7 @@ class Reach(Struct, frozen=True):
         try:
             path = (folder / named).resolve()  # follows links, so that none leads out
             inside, there = path.is_relative_to(folder), path.is_file()
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):  # the last of links in a circle
             raise _refused("cannot be opened") from None
         if not inside:
             raise _refused("only files of the allowed folder are opened")

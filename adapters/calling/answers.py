@@ -106,7 +106,7 @@ class Answer(Struct, frozen=True):
         """
         try:
             return msgspec.json.decode(self.text, type=kind)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             message = f"The text is no such JSON ({error}); it ended with {self.finish_reason}."
             raise Unreadable(message, request_id=self.request_id) from error
 

@@ -85,6 +85,7 @@ def test_every_published_action_is_known() -> None:
         '{"action": "left_click", "coordinate": [1]}',
         '{"action": "left_click", "coordinate": [500, 1080]}',
         '{"action": "left_click", "coordinate": [-1, 0]}',
+        '{"action": "left_click", "more": ' + "[" * 5000,
     ],
 )
 def test_what_is_no_action(arguments: str) -> None:

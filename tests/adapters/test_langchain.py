@@ -278,7 +278,7 @@ def test_a_call_and_what_it_took() -> None:
 
 
 @pytest.mark.parametrize("version", ["v0", "v1"])
-@pytest.mark.parametrize("arguments", ['{"text": ', "5"])
+@pytest.mark.parametrize("arguments", ['{"text": ', "5", '{"text": ' + "[" * 5000])
 def test_a_call_that_is_no_object_is_told_apart_and_goes_back_as_it_came(arguments: str, version: str) -> None:
     said = answer(call(arguments), output_version=version)
     (bad,) = said.invalid_tool_calls

@@ -96,6 +96,7 @@ ROLES = role_chain("inspector", "repair engineer")
         (json_only, 'Here:\n```json\n{"a": 1}\n```', '{"a": 1}'),
         (json_only, "Here it is.", None),
         (json_only, "", None),
+        (json_only, "[" * 5000, None),
         (step_by_step, "First ...\nAnswer: 42", "42"),
         (step_by_step, "Answer: 1?\nNo.\n**Answer:** 42 apples\nin all", "42 apples\nin all"),
         (step_by_step, "The answer: 42", None),

@@ -19,7 +19,7 @@ from qwen3vl_compat.adapters.client import InvalidInput, Qwen3VLClient, ToolCall
 from qwen3vl_compat.adapters.results import Located, Result
 from qwen3vl_compat.adapters.tools import NAMES, Toolbox
 from qwen3vl_compat.demo import SAMPLE
-from tests.adapters.faulty import Says, faulty
+from tests.adapters.faulty import Says, faulty, whole
 from tests.media.crafted import drawing, encoded
 from tests.media.films import film, steady
 from tests.serving import Served
@@ -213,6 +213,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "link.png").symlink_to(base / "secret.png")
     (folder / "way").symlink_to(base)
     (folder / "inner.png").symlink_to(folder / "below" / "a.png")
+    (folder / "circle").symlink_to(folder / "circle")
     os.mkfifo(folder / "pipe")
     return folder
 
@@ -221,7 +222,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "named",
     ["/etc/passwd", "../secret.png", "below/../../secret.png", "link.png", "way/secret.png", "../open-not/secret.png",
      "{folder}-not/secret.png", "file:///etc/passwd", "data:image/png;base64,AAAA", "pipe", "", ".", "below",
-     "a\0.png", "~/.ssh/id_rsa", "none.png", "x" * 4000],
+     "circle", "circle/a.png", "a\0.png", "~/.ssh/id_rsa", "none.png", "x" * 4000],
 )  # fmt: skip
 def test_nothing_outside_of_the_folder_is_opened(named: str, closed: Path) -> None:
     """The server would be asked if it were: there is none."""
@@ -294,6 +295,13 @@ def nested(depth: int) -> dict[str, Any]:
 def test_hostile_calls_are_told_in_words(name: str, arguments: Any) -> None:
     with Qwen3VLClient("http://127.0.0.1:1", retries=0) as client:
         assert Toolbox(client, folder=SAMPLE.parent).answer(name, arguments).startswith("Error: arguments: ")
+
+
+def test_an_answer_too_deep_to_be_read_is_told_in_words() -> None:
+    with faulty(whole("[" * 5000)) as server, Qwen3VLClient(server.url) as client:
+        box = Toolbox(client, folder=SAMPLE.parent)
+        told = box.answer("extract", {"source": SAMPLE.name, "schema": {"type": "array", "items": {"$ref": "#"}}})
+    assert told.startswith("Error: The text is no such JSON")
 
 
 def test_no_call_at_all_is_the_programs_fault() -> None:
