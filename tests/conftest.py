@@ -63,7 +63,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The scripted engine, served as the model above; it takes 20 ms a token: there is time to interrupt it."""
+    """The scripted engine, served as the model above; it takes no time, so there is none to interrupt it."""
     with serving(tmp_path_factory.mktemp("scripted"), environment={"QWEN3VL_MODEL__ENGINE": "scripted"}) as served:
         yield served
         assert undocumented(served.log()) == set()

@@ -1,7 +1,8 @@
 """Chat models of LangChain against running servers: ours, and the one it has for OpenAI."""
 
+import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.media.crafted import drawing
 from tests.media.films import film, steady
 from tests.media.typeset import typeset
 from tests.metered import nothing_runs, wait_until
-from tests.serving import Served
+from tests.serving import Served, serving
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -140,17 +141,27 @@ async def test_thoughts_are_blocks_of_their_own(scripted: Served, version: str) 
         assert said.usage_metadata.get("output_token_details", {}).get("reasoning", 0) >= 3
 
 
-async def test_whoever_leaves_a_stream_ends_it(scripted: Served) -> None:
-    model = ours(scripted)
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server that takes 20 ms a token: 2,000 of them are longer than any test waits."""
+    environment = {"QWEN3VL_MODEL__ENGINE": "scripted", "QWEN3VL_MODEL__PAUSE": "0.02"}
+    with serving(tmp_path_factory.mktemp("slow"), environment=environment) as served:
+        yield served
+
+
+async def test_whoever_leaves_a_stream_ends_it(slow: Served) -> None:
+    model = ours(slow)
     stream = model.stream("count to 2000")
     assert "".join(str(chunk.content) for chunk in islice(stream, 2)) == "1 2"
+    assert not nothing_runs(slow)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
-    wait_until(lambda: nothing_runs(scripted))
-    streaming = model.astream("count to 2000")
+    wait_until(lambda: nothing_runs(slow))
+    streaming = model.astream("count to 2001")
     async for _ in streaming:
         break
+    assert not nothing_runs(slow)
     await streaming.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-    wait_until(lambda: nothing_runs(scripted))
+    await asyncio.to_thread(wait_until, lambda: nothing_runs(slow))  # the loop goes on: LangChain leaves the rest to it
 
 
 def test_documents_and_videos_are_seen(scripted: Served) -> None:
