@@ -5,6 +5,7 @@ of the true picture, upright by its EXIF orientation.
 """
 
 import math
+from collections import Counter
 from html.parser import HTMLParser
 from typing import Annotated, Literal
 
@@ -102,7 +103,8 @@ class _Blocks(HTMLParser):
     def __init__(self, plane: Plane) -> None:
         super().__init__()
         self.found: dict[int, Block] = {}
-        self._plane, self._open, self._count = plane, list[_Open](), 0
+        self._plane, self._count = plane, 0
+        self._open, self._boxed, self._tags = list[_Open](), list[_Open](), Counter[str]()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in _INLINE:
@@ -111,17 +113,20 @@ class _Blocks(HTMLParser):
         box = self._box(named.get("data-bbox") or "")
         kind = f"{tag}.{named['class']}" if named.get("class") else tag
         self._open.append(_Open(tag, kind, box, self._count, []))
+        if box is not None:
+            self._boxed.append(self._open[-1])
+        self._tags[tag] += 1
         self._count += 1
         if tag in _EMPTY:
             self._end()
 
     def handle_endtag(self, tag: str) -> None:
-        if any(each.tag == tag for each in self._open):
+        if self._tags[tag]:
             while self._end() != tag:
                 pass
 
     def handle_data(self, data: str) -> None:
-        for each in self._open:
+        for each in self._boxed:
             each.words.append(data)
 
     def close(self) -> None:
@@ -131,7 +136,9 @@ class _Blocks(HTMLParser):
 
     def _end(self) -> str:
         done = self._open.pop()
+        self._tags[done.tag] -= 1
         if done.box is not None:
+            self._boxed.pop()
             self.found[done.place] = Block(done.kind, " ".join("".join(done.words).split()), done.box)
         return done.tag
 

@@ -1,5 +1,6 @@
 """Thousandths to pixels: always inside of the true picture, as it is seen."""
 
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -137,6 +138,14 @@ def test_parts_of_a_document() -> None:
         Block("p", "One two", Box(0, 10, 2000, 30)),
         Block("img", "", Box(200, 50, 1800, 100)),
     )
+
+
+def test_a_model_that_repeats_itself_takes_no_time() -> None:
+    """What it says may be long, and none of it closed."""
+    before = time.process_time()
+    for html in ("<p>a", "<p></q>"):
+        assert blocks_of(html * 50_000, Plane.of((10, 10))) == ()
+    assert time.process_time() - before < 5
 
 
 @given(st.text(alphabet='<>/="p b1data-bbox 0', max_size=80))
