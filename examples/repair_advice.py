@@ -1,13 +1,15 @@
 """Says what is broken in a photo and how to mend it: `python examples/repair_advice.py [PHOTO] --url ... --key ...`.
 
-The link of the manual comes through a function that the model calls, so that it is never one that it made up.
+The link of the manual comes through a function that the model has to call before it answers, so that it need not make
+one up.
 """
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from qwen3vl_compat.adapters.abilities import extract
 from qwen3vl_compat.adapters.client import Answer, Attachment, Message, Qwen3VLClient, tool, tool_result
@@ -35,8 +37,16 @@ class Defect:
     severity: Literal["slight", "moderate", "severe"]
 
 
-def find_manual(part: str) -> dict[str, str]:
-    """What the function gives back."""
+class _Asked(msgspec.Struct):
+    part: str
+
+
+def find_manual(arguments: str) -> dict[str, str]:
+    """What the function gives back; arguments of another form, which are not ruled out, are told as an error."""
+    try:
+        part = msgspec.json.decode(arguments, type=_Asked).part
+    except msgspec.DecodeError as error:
+        return {"error": str(error)}
     return {"link": MANUALS[part]} if part in MANUALS else {"error": f"no manual; there are {', '.join(MANUALS)}"}
 
 
@@ -48,10 +58,11 @@ def advice(client: Qwen3VLClient, photo: Path, defect: Defect) -> Answer:
     )
     turns: list[str | Path | Attachment | Message] = [Attachment(photo), question]
     for left in reversed(range(MOST_CALLS + 1)):
-        answer = client.generate(turns, tools=[FIND_MANUAL], tool_choice="auto" if left else "none")
+        choice = FIND_MANUAL.name if left == MOST_CALLS else "auto" if left else "none"
+        answer = client.generate(turns, tools=[FIND_MANUAL], tool_choice=choice)
         if not answer.calls:
             break
-        results = [tool_result(call, find_manual(json.loads(call.arguments)["part"])) for call in answer.calls]
+        results = [tool_result(call, find_manual(call.arguments)) for call in answer.calls]
         turns += [answer.message, *results]
     return answer
 
