@@ -59,7 +59,7 @@ def _answer(message: AIMessage, path: str) -> Message:
     parts = [part for place, block in enumerate(blocks) for part in _parts(block, f"{path}.content[{place}]")]
     thoughts = "\n".join(part.text for part in parts if isinstance(part, Reasoning))
     calls = [
-        *(ToolCall(each["id"] or "", each["name"], _text(each["args"])) for each in message.tool_calls),
+        *(ToolCall(each["id"] or "", each["name"], _text(each["args"], path)) for each in message.tool_calls),
         *(ToolCall(each["id"] or "", each["name"] or "", each["args"] or "") for each in message.invalid_tool_calls),
     ] or [part for part in parts if isinstance(part, ToolCall)]
     said = [part for part in parts if not isinstance(part, Reasoning | ToolCall)]
@@ -91,7 +91,7 @@ def _parts(block: Json, path: str) -> tuple[Part, ...]:
         case "non_standard":
             return _parts(convert(block.get("value"), Json, f"{path}.value"), path)
         case str() if kind in CALLS:
-            return (_call(block),)
+            return (_call(block, path),)
         case str() if kind in PASSED_OVER:
             return ()
         case str() if kind in UNHEARD:
@@ -104,14 +104,17 @@ def _parts(block: Json, path: str) -> tuple[Part, ...]:
             raise InvalidInput(f"{path}.type: blocks of the type {shown(str(kind))} cannot be sent", param=path)
 
 
-def _call(block: Json) -> ToolCall:
+def _call(block: Json, path: str) -> ToolCall:
     arguments = block.get("args", block.get("input"))
-    text = arguments if isinstance(arguments, str) else _text(arguments or {})
+    text = arguments if isinstance(arguments, str) else _text(arguments or {}, path)
     return ToolCall(str(block.get("id") or ""), str(block.get("name") or ""), text)
 
 
-def _text(arguments: Any) -> str:
-    return json.dumps(arguments, ensure_ascii=False)
+def _text(arguments: Any, path: str) -> str:
+    try:
+        return json.dumps(arguments, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path}: the arguments of a call have no form in JSON ({error})", param=path) from error
 
 
 # ------------------------------------------------------------------------------------------------------------- media

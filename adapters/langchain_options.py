@@ -14,7 +14,7 @@ from qwen3vl_compat.adapters.calling.failures import InvalidInput
 from qwen3vl_compat.adapters.calling.options import Options, Question
 from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Message, OutputFormat
-from qwen3vl_compat.wire.body import Json
+from qwen3vl_compat.wire.body import Json, convert
 from qwen3vl_compat.wire.fields import OPENAI
 from qwen3vl_compat.wire.openai_request import decode_request
 
@@ -29,10 +29,11 @@ def question_of(messages: Sequence[Message], asked: Mapping[str, Any]) -> Questi
     for name in sorted(asked.keys() - OPENAI["request"].keys() - {*CALLERS}):
         raise InvalidInput(f"{name}: there is no such argument", param=name)
     body = {name: value for name, value in asked.items() if value is not None and name not in {*CALLERS, *OURS}}
-    body["tool_choice"] = _tool_choice(body.get("tool_choice"), body.get("tools") or ())
     body["messages"] = [{"role": "user", "content": ""}]
     try:
         raw = {name: _json(value, name) for name, value in body.items()}
+        tools = convert(body.get("tools", []), list[Json], "tools")
+        raw["tool_choice"] = _json(_tool_choice(body.get("tool_choice"), tools), "tool_choice")
         request = decode_request(msgspec.json.encode(raw), request_id="", now=0)
     except InvalidRequest as error:
         raise InvalidInput(error.message, param=error.param) from error
@@ -53,13 +54,14 @@ def question_of(messages: Sequence[Message], asked: Mapping[str, Any]) -> Questi
 def _json(value: Any, name: str) -> msgspec.Raw:
     try:
         return msgspec.Raw(msgspec.json.encode(value))
-    except TypeError as error:
+    except (TypeError, UnicodeEncodeError) as error:
         raise InvalidInput(f"{name}: has no form in JSON ({error})", param=name) from error
 
 
 def _tool_choice(choice: Any, tools: Sequence[Json]) -> Any:
     """LangChain's words for it, and Anthropic's, as OpenAI's."""
-    names = [tool.get("function", tool).get("name") for tool in tools]
+    said = [tool.get("function", tool) for tool in tools]
+    names = [function.get("name") for function in said if isinstance(function, dict)]
     match choice:
         case None | False:
             return None

@@ -230,9 +230,13 @@ def test_what_cannot_be_sent(block: dict[str, Any], sentence: str) -> None:
     [
         (ChatMessage("Hi", role="narrator"), "messages[0]: a message of the type 'chat' cannot be sent"),
         (RemoveMessage(id="1"), "messages[0]: a message of the type 'remove' cannot be sent"),
+        (
+            AIMessage("", tool_calls=[{"name": "f", "args": {"a": object()}, "id": "c1"}]),
+            "messages[0].content[0]: the arguments of a call have no form in JSON (Object of type object is not",
+        ),
     ],
 )
 def test_whose_turn_cannot_be_sent(message: BaseMessage, sentence: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         conversation([message])
-    assert str(caught.value) == sentence
+    assert str(caught.value).startswith(sentence)
