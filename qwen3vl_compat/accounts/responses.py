@@ -18,8 +18,8 @@ from qwen3vl_compat.settings import ResponseSettings
 
 BATCH = 50
 """Rows that one sweep removes at most, and media that are read at once."""
-LOOKED_AT = 1000
-"""Rows that are looked at together where room is made: each look sums up what the tenant has."""
+FIRST_LOOK, LOOKED_AT = 16, 1000
+"""Rows that are looked at together where room is made, at first and at most: each look sums up what the tenant has."""
 MOST_TURNS = 1000
 """Responses in a conversation."""
 
@@ -145,18 +145,21 @@ class Responses:
         others = select(responses.c.id, responses.c.bytes).where(
             responses.c.tenant == new.tenant, responses.c.id != new.id
         )
-        first = others.order_by(responses.c.expires_at, responses.c.created_at).limit(LOOKED_AT)
+        first = others.order_by(responses.c.expires_at, responses.c.created_at)
+        most = FIRST_LOOK
         while True:
             beyond, size = self._excess(connection, new.tenant)
-            names = list[str]()
-            for row in connection.execute(first):
+            rows = connection.execute(first.limit(most)).all() if beyond > 0 or size > 0 else ()
+            if not rows:
+                return
+            names, media = list[str](), _media_with(connection, new.tenant, [row.id for row in rows])
+            for row in rows:
                 if beyond <= len(names) and size <= 0:
                     break
                 names.append(row.id)
-                size -= row.bytes
-            if not names:
-                return
+                size -= row.bytes + media.get(row.id, 0)
             _remove(connection, names)
+            most = min(8 * most, LOOKED_AT)
 
     def _excess(self, connection: Connection, tenant: str) -> tuple[int, int]:
         """How many responses, and bytes, a tenant has beyond what it may."""
@@ -184,6 +187,24 @@ def _turns(tenant: str, last: str, now: int) -> Any:
     before = select(responses.c.id, responses.c.previous, turns.c.place + 1)
     joined = before.join_from(responses, turns, responses.c.id == turns.c.previous)
     return turns.union_all(joined.where(mine, turns.c.place < MOST_TURNS))
+
+
+def _media_with(connection: Connection, tenant: str, names: Sequence[str]) -> Mapping[str, int]:
+    """Bytes of media that go with each of these, if they are removed in this order: with the last one that has them."""
+    sha256 = response_uses.c.sha256
+    uses = select(response_uses.c.response, sha256).where(response_uses.c.response.in_(names))
+    theirs = response_media.join(response_uses)
+    held = select(sha256, response_media.c.bytes, func.count().label("uses")).select_from(theirs)
+    held = held.where(response_uses.c.tenant == tenant, sha256.in_(uses.with_only_columns(sha256)))
+    left = {
+        row.sha256: [row.uses, row.bytes] for row in connection.execute(held.group_by(sha256, response_media.c.bytes))
+    }
+    places, freed = {name: place for place, name in enumerate(names)}, dict[str, int]()
+    for name, medium in sorted(connection.execute(uses), key=lambda use: places[use.response]):
+        left[medium][0] -= 1
+        if not left[medium][0]:
+            freed[name] = freed.get(name, 0) + left[medium][1]
+    return freed
 
 
 def _remove(connection: Connection, names: Sequence[str]) -> None:

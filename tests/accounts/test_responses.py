@@ -156,6 +156,7 @@ def test_a_tenant_keeps_so_many_responses(stored: Responses, clock: Clock) -> No
 def test_a_tenant_keeps_so_many_bytes(
     make: Callable[..., Responses], engine: Engine, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "FIRST_LOOK", 5)
     monkeypatch.setattr(module, "LOOKED_AT", 20)
     stored, names = make(tenant_bytes=1000, tenant_responses=1000), list[str]()
     for _ in range(100):  # more than are looked at together
@@ -169,3 +170,21 @@ def test_a_tenant_keeps_so_many_bytes(
     alone = kept(stored, None, b"y" * 2000)
     assert rows(engine, table) == rows(engine, response_media) == 1
     assert is_there(stored, alone)
+
+
+@pytest.mark.parametrize("first_look", [1, 16])
+def test_no_more_goes_than_makes_room(
+    make: Callable[..., Responses], clock: Clock, monkeypatch: pytest.MonkeyPatch, first_look: int
+) -> None:
+    """Media count with the last response that has them."""
+    monkeypatch.setattr(module, "FIRST_LOOK", first_look)
+    stored, names = make(tenant_bytes=1000, tenant_responses=1000), list[str]()
+    shared = b"s" * 100
+    for media in ([b"a" * 200, shared], [b"b" * 200, shared], [b"c" * 200, shared], [b"d" * 200]):
+        names.append(kept(stored, None, *media))
+        clock.now += 1
+    assert all(is_there(stored, name) for name in names)
+    for media, left in (([b"e" * 200], [1, 2, 3, 4]), ([b"f" * 350], [3, 4, 5])):
+        names.append(kept(stored, None, *media))
+        clock.now += 1
+        assert [place for place, name in enumerate(names) if is_there(stored, name)] == left
