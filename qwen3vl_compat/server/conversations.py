@@ -77,7 +77,7 @@ class Conversations:
 
         def read() -> bytes:
             items = _items_in(self._responses.get(tenant, name).input)
-            media = self._responses.media(tenant, media_of(items) if page.images else ())
+            media = self._responses.media(tenant, media_of(items, pictures=True) if page.images else ())
             return encode_items(items, page, media)
 
         return await _found(name, read)

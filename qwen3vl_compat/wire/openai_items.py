@@ -12,7 +12,7 @@ from qwen3vl_compat.errors import InvalidRequest
 from qwen3vl_compat.messages import Content, Media, Message, Part, Reasoning, Text, ToolCall, ToolResult, Upload
 from qwen3vl_compat.wire import openai_media
 from qwen3vl_compat.wire.asked import check_name
-from qwen3vl_compat.wire.body import Json, convert, decode_base64, shown, sort_fields
+from qwen3vl_compat.wire.body import Json, convert, decode_base64, optional, shown, sort_fields
 from qwen3vl_compat.wire.openai_messages import ROLES
 from qwen3vl_compat.wire.openai_responses_fields import RESPONSES
 
@@ -21,8 +21,8 @@ PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fc
 _TEXTS = ("input_text", "output_text", "text")
 _PARTS = {"message": "content", "function_call_output": "output"}
 """Where an item of a kind holds parts."""
-_INSIDE = {"input_image": "image_url", "input_file": "file_data"}
-"""The field of a part that may hold a medium."""
+_INSIDE = {"input_image": ("image_url",), "input_file": ("file_data", "file_url")}
+"""The fields of a part that may hold a medium."""
 _ID = re.compile(r"[a-z]+_([0-9a-f]{24})_i?\d{1,9}")
 
 
@@ -42,7 +42,9 @@ def known(value: Json, kind: str, path: str, ignored: list[str]) -> Json:
 
 def kind_of(item: Item) -> str:
     """What an item is; the two that need no `type` are told by what else they have."""
-    kind = item.value.get("type") or ("message" if "role" in item.value else "item_reference")
+    kind = item.value.get("type")
+    if kind is None:
+        kind = "message" if "role" in item.value else "item_reference"
     if kind not in KINDS:
         said = f"; {shown(kind)} is not served" if isinstance(kind, str) else ""
         where = f"{item.path}.type"
@@ -84,6 +86,8 @@ class _Turns:
         if kind == "item_reference":
             raise InvalidRequest(f"{path}.id: there is no such item", param=f"{path}.id", code="item_not_found")
         fields = known(item.value, "reasoning_item" if kind == "reasoning" else kind, path, ignored)
+        for name in ("id", "status"):  # not read here, but shown again
+            optional(fields, name, str, path)
         match kind:
             case "message":
                 self._say(fields, path, ignored)
@@ -249,12 +253,12 @@ def _content_of(name: str, text: str) -> tuple[bytes, str] | None:
     return (source, mime) if isinstance(source, bytes) else None
 
 
-def media_of(items: Sequence[Json]) -> set[str]:
-    """The SHA-256 of all media that items were parted from."""
+def media_of(items: Sequence[Json], *, pictures: bool = False) -> set[str]:
+    """The SHA-256 of all media that items were parted from, or of `pictures` alone."""
     found: set[str] = set()
 
     def note(part: Json, name: str) -> Json:
-        if isinstance(part.get(name), dict):
+        if isinstance(part.get(name), dict) and (part["type"] == "input_image" or not pictures):
             found.add(part[name]["sha256"])
         return part
 
@@ -279,13 +283,15 @@ def together(items: Sequence[Json], media: Mapping[str, bytes]) -> list[Json]:
 
 def _with_media(items: Sequence[Json], change: Callable[[Json, str], Json]) -> list[Json]:
     """The items with each part changed that may hold a medium, in a field of that name."""
+
+    def changed(part: Json) -> Json:
+        for name in _INSIDE.get(part["type"], ()):
+            part = change(part, name)
+        return part
+
     made: list[Json] = []
     for item in items:
         name = _PARTS.get(item["type"], "")
         parts: list[Json] | str | None = item.get(name)
-        if isinstance(parts, list):
-            changed = [change(part, _INSIDE[part["type"]]) if part["type"] in _INSIDE else part for part in parts]
-            made.append(item | {name: changed})
-        else:
-            made.append(item)
+        made.append(item | {name: [changed(part) for part in parts]} if isinstance(parts, list) else item)
     return made

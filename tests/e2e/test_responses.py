@@ -254,6 +254,17 @@ def test_items_come_in_pages(client: openai.OpenAI) -> None:
     assert page.has_next_page()
 
 
+def test_only_pictures_are_given_out_again(scripted: Served, client: openai.OpenAI) -> None:
+    linked = {"type": "input_file", "file_url": url_of(PDF, "application/pdf")}
+    made = client.responses.create(model=MODEL, input=said(IMAGE, FILE_PART, linked, "a"))
+    place = f"{scripted.url}/v1/responses/{made.id}/input_items"
+    for include, picture in ((None, None), ("message.input_image.image_url", IMAGE["image_url"])):
+        asked = {"include": include} if include else {}
+        told = httpx.get(place, params=asked, headers={"authorization": f"Bearer {scripted.key}"}).json()
+        image, file, link, _ = told["data"][0]["content"]
+        assert (image["image_url"], file["file_data"], link["file_url"]) == (picture, None, None)
+
+
 def test_time_ends_what_is_kept(scripted: Served, client: openai.OpenAI) -> None:
     made = client.responses.create(model=MODEL, input="a")
     with closing(sqlite3.connect(scripted.state / FILE)) as connection, connection:

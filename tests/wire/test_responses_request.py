@@ -265,6 +265,11 @@ REFUSED = [
      "tools[0].tools[0].type"),
     ({"tools": [{"type": "namespace", "name": "n", "tools": [F, F]}]}, "tools"),
     ({"input": [CALL | {"namespace": 5}]}, "input[0].namespace"),
+    ({"input": [{"type": {}, "role": "user", "content": "a"}]}, "input[0].type"),
+    ({"input": [{"type": "", "role": "user", "content": "a"}]}, "input[0].type"),
+    ({"input": [{"id": {}, "role": "user", "content": "a"}]}, "input[0].id"),
+    ({"input": [CALL | {"id": 5}]}, "input[0].id"),
+    ({"input": [THOUGHT | {"status": []}]}, "input[0].status"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
     ({"tools": [F], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
@@ -369,7 +374,8 @@ def test_media_are_taken_apart_and_put_back() -> None:
     image = {"type": "input_image", "image_url": DATA_URL}
     file = {"type": "input_file", "file_data": base64.b64encode(PNG).decode(), "filename": "a.png"}
     link = {"type": "input_image", "image_url": "https://a.example/b"}
-    given = completed(asked(input=[user(image, image, link), CALL, OUTPUT | {"output": [file]}]), [], {})
+    linked = {"type": "input_file", "file_url": DATA_URL}
+    given = completed(asked(input=[user(image, image, link, linked), CALL, OUTPUT | {"output": [file]}]), [], {})
     kept, media = apart(given.items)
     digest = hashlib.sha256(PNG).hexdigest()
     assert media == {digest: PNG}
