@@ -3,7 +3,9 @@
 import asyncio
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
@@ -15,7 +17,7 @@ from qwen3vl_compat.errors import InvalidRequest, NotFound
 from qwen3vl_compat.messages import Media, Request
 from qwen3vl_compat.settings import Settings
 from qwen3vl_compat.wire.body import Json, shown
-from qwen3vl_compat.wire.openai_items import apart, media_of, response_of, together
+from qwen3vl_compat.wire.openai_items import apart, is_response, media_of, response_of, together
 from qwen3vl_compat.wire.openai_responses_request import Asked, completed
 from qwen3vl_compat.wire.openai_stored import Page, encode_items
 
@@ -92,7 +94,7 @@ class Conversations:
         if not asked.store:
             return replace(asked, items=())
         size = len(msgspec.json.encode(asked.items))
-        if not self._settings.enabled or size > self._settings.max_bytes:
+        if not self._settings.enabled or size + len(msgspec.json.encode(asked.echo)) > self._settings.max_bytes:
             ignored = (*asked.request.ignored, "store")
             return replace(asked, store=False, items=(), request=replace(asked.request, ignored=ignored))
         items, media = apart(asked.items)
@@ -116,19 +118,20 @@ class Conversations:
         responses = {name: response for name in names if (response := response_of(name)) is not None}
         if len(set(responses.values())) > MOST_REFERRED:
             raise InvalidRequest(f"input: refers to items of more than {MOST_REFERRED} responses", param="input")
-        found: dict[str, Json] = {}
+        found, size, times = dict[str, Json](), 0, Counter(names)
         for response in set(responses.values()):
             try:
                 kept = self._responses.get(tenant, response)
                 items = [*_items_in(kept.input), *_output_of(kept.body)]
                 wanted = [item for item in items if responses.get(item["id"]) == response]
-                found |= {item["id"]: item for item in self._with_media(tenant, wanted)}
+                items = self._with_media(tenant, wanted)
             except NoSuchResponse:
                 continue
-        sizes = {name: len(msgspec.json.encode(item)) for name, item in found.items()}
-        if sum(sizes.get(name, 0) for name in names) > self._most:
-            message = f"input: the items referred to have more than the {self._most:,} bytes that are accepted"
-            raise InvalidRequest(message, param="input")
+            found |= {item["id"]: item for item in items}
+            size += sum(len(msgspec.json.encode(item)) * times[item["id"]] for item in items)
+            if size > self._most:  # before there is more of it
+                message = f"input: the items referred to have more than the {self._most:,} bytes that are accepted"
+                raise InvalidRequest(message, param="input")
         return found
 
     def _with_media(self, tenant: str, items: list[Json]) -> list[Json]:
@@ -139,13 +142,16 @@ class Conversations:
         return together(items, media)
 
     def _keep(self, tenant: str, asked: Asked, response: Json) -> None:
-        body = msgspec.json.encode(response)
+        body, items = msgspec.json.encode(response), list(asked.items)
+        own, first = asked.request.id, response["id"].removeprefix("resp_")
+        if own != first:  # the answer to another request, sent again under its key: ids tell which response has an item
+            items = [item | {"id": item["id"].replace(own, first)} for item in items]
         self._responses.keep(
             NewResponse(
                 id=response["id"],
                 tenant=tenant,
                 previous=asked.previous,
-                input=msgspec.json.encode(asked.items),
+                input=msgspec.json.encode(items),
                 body=body,
                 whole=asked.size + len(body),
                 media=asked.media,
@@ -163,10 +169,10 @@ class Conversations:
 
 
 async def _found(name: str, read: Callable[[], T]) -> T:
-    try:
-        return await asyncio.to_thread(read)
-    except NoSuchResponse:
-        raise NotFound(f"There is no response {shown(name)}.", code="response_not_found") from None
+    with suppress(NoSuchResponse):
+        if is_response(name):  # any other may hold what no database takes
+            return await asyncio.to_thread(read)
+    raise NotFound(f"There is no response {shown(name)}.", code="response_not_found")
 
 
 def _shared(media: Mapping[str, bytes], request: Request) -> Mapping[str, bytes]:

@@ -24,6 +24,7 @@ _PARTS = {"message": "content", "function_call_output": "output"}
 _INSIDE = {"input_image": ("image_url",), "input_file": ("file_data", "file_url")}
 """The fields of a part that may hold a medium."""
 _ID = re.compile(r"[a-z]+_([0-9a-f]{24})_i?\d{1,9}")
+_RESPONSE = re.compile(r"resp_[0-9a-f]{24}")
 
 
 class Item(Struct, frozen=True):
@@ -206,6 +207,11 @@ def _image(fields: Json, path: str) -> Media:
 def item_id(kind: str, request_id: str, place: int, *, given: bool = False) -> str:
     """The id of an item of an answer, or of those given with the request: it tells which response has it."""
     return f"{PREFIXES[kind]}_{request_id}_{'i' if given else ''}{place}"
+
+
+def is_response(name: str) -> bool:
+    """Whether it may be the id of a response of this server."""
+    return _RESPONSE.fullmatch(name) is not None
 
 
 def response_of(name: str) -> str | None:

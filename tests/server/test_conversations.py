@@ -14,8 +14,8 @@ from qwen3vl_compat.accounts.database import open_database
 from qwen3vl_compat.accounts.responses import NoSuchResponse, Responses
 from qwen3vl_compat.accounts.tenants import Tenants
 from qwen3vl_compat.errors import InvalidRequest, NotFound
-from qwen3vl_compat.events import Finish, Started, TextDelta, Usage
-from qwen3vl_compat.messages import Media
+from qwen3vl_compat.events import Finish, First, Started, TextDelta, Usage
+from qwen3vl_compat.messages import Media, Text
 from qwen3vl_compat.server import conversations as module
 from qwen3vl_compat.server.conversations import Conversations
 from qwen3vl_compat.settings import ResponseSettings, ServerSettings, Settings
@@ -79,7 +79,9 @@ async def test_a_response_is_kept_as_it_was_answered(make: Make) -> None:
     [
         ({}, {"store": False}),
         ({"enabled": False}, {}),
-        ({"max_bytes": 500}, {"input": [user(image(400))]}),
+        ({"max_bytes": 1000}, {"input": [user(image(400))]}),
+        ({"max_bytes": 1000}, {"instructions": "x" * 600}),
+        ({"max_bytes": 1000}, {"user": "x" * 600}),
     ],
 )
 async def test_what_is_not_kept_says_so(make: Make, settings: Any, fields: Any) -> None:
@@ -89,7 +91,11 @@ async def test_what_is_not_kept_says_so(make: Make, settings: Any, fields: Any) 
     with pytest.raises(NotFound):
         await conversations.get("acme", response["id"])
     whole = await conversations.complete("acme", asked(2, **fields), large=False)
-    assert whole.request.ignored == (() if fields.get("store") is False else ("store",))
+    assert ("store" in whole.request.ignored) is (fields.get("store") is not False)
+
+
+async def test_what_is_large_enough_is_kept(make: Make) -> None:
+    assert (await answered(make(max_bytes=1000), 1))["store"] is True
 
 
 async def test_a_response_that_could_not_be_kept_says_so(make: Make, database: Engine) -> None:
@@ -119,6 +125,19 @@ async def test_what_is_referred_to_is_no_larger_than_a_request(make: Make, monke
     await conversations.complete("acme", asked(2, input=[reference] * 2), large=False)
     with pytest.raises(InvalidRequest, match=r"^input: the items referred to have more than the 3,000 bytes"):
         await conversations.complete("acme", asked(2, input=[reference] * 4), large=False)
+    made = [await answered(conversations, number, input=[user(image(600))]) for number in range(10, 20)]
+    many = [{"type": "item_reference", "id": f"msg_{each['id'].removeprefix('resp_')}_i0"} for each in made]
+    loaded = list[int]()
+    read = Responses.media
+
+    def counted(self: Responses, tenant: str, names: set[str]) -> Any:
+        loaded.append(len(names))
+        return read(self, tenant, names)
+
+    monkeypatch.setattr(Responses, "media", counted)
+    with pytest.raises(InvalidRequest, match=r"^input: the items referred to have more than the 3,000 bytes"):
+        await conversations.complete("acme", asked(30, input=many), large=False)
+    assert loaded == [1] * 4  # and no more of them: a few ids must not fill the memory
     monkeypatch.setattr(module, "MOST_REFERRED", 1)
     other = await answered(conversations, 3)
     both = [reference, {"type": "item_reference", "id": other["output"][0]["id"]}]
@@ -135,6 +154,36 @@ async def test_what_is_to_be_kept_lies_in_memory_once(make: Make) -> None:
     assert content is medium.source
     assert "base64" not in str(whole.items)
     assert (await make().complete("acme", asked(1, input=[user(*parts)], store=False), large=True)).items == ()
+
+
+async def test_items_of_an_answer_given_again_have_the_first_ones_ids(make: Make) -> None:
+    conversations = make()
+    whole = await conversations.complete("acme", asked(2), large=False)
+    answering = Answering(whole)
+    first = f"{1:024x}"
+    for event in (Started(USAGE, replays=First(first, 1)), TextDelta(0, "Hi", 1), Finish(0, "stop", USAGE)):
+        answering.push(event)
+    await conversations.keep("acme", whole, answering.response)
+    page = module.Page(10, None, "asc", images=False)
+    (item,) = json.loads(await conversations.items("acme", f"resp_{first}", page))["data"]
+    assert item["id"] == f"msg_{first}_i0"
+    reference = {"type": "item_reference", "id": item["id"]}
+    again = await conversations.complete("acme", asked(3, input=[reference]), large=False)
+    assert again.request.messages[0].parts == (Text("Hello"),)
+
+
+async def test_what_is_no_id_is_not_looked_for(make: Make, database: Engine) -> None:
+    """Some databases fail on what another takes for any name."""
+    conversations = make()
+    with database.begin() as connection:
+        connection.execute(text("DROP TABLE response_uses"))
+        connection.execute(text("DROP TABLE responses"))
+    page = module.Page(10, None, "asc", images=False)
+    for name in ("resp_\0", "", "resp_" + "x" * 24, f"resp_{1:024x}\n"):
+        for call in (conversations.get("acme", name), conversations.delete("acme", name),
+                     conversations.items("acme", name, page)):  # fmt: skip
+            with pytest.raises(NotFound):
+                await call
 
 
 async def test_answers_are_part_of_the_conversation(make: Make) -> None:

@@ -36,6 +36,7 @@ _SAID: Json = {**TEXT, "minLength": 1}
 _CLOSELY = {"detail": one_of(*DETAILS), "max_pixels": WHOLE}
 _CLIP = {"fps": NUMBER, "start": NUMBER, "end": NUMBER}
 _OF_FILES = {"file_id": TEXT, "file_data": TEXT, "file_url": TEXT, "filename": TEXT, "pages": (TEXT, WHOLE)}
+_KEPT = {"id": TEXT, "status": TEXT}
 _ONE_FILE = exactly_one("file_id", "file_data", "file_url")
 _STREAMED = Kind(openai_sampling.StreamOptions)
 
@@ -92,14 +93,18 @@ COMPONENTS: dict[str, Json] = {
         "tool": Kind(openai_responses_tools.Function, {"type": one_of("function"), "parameters": OBJECT}, ("type",)),
         "namespace": Kind(openai_responses_tools.Namespace, {"type": one_of("namespace"), "tools": ["tool"]},
                           ("type",)),
-        "message": Kind(None, {"role": one_of(*ROLES), "content": (TEXT, ["part"]), "type": one_of(KINDS[0])},
-                        ("role", "content")),
+        "message": Kind(None, {
+            "type": one_of(KINDS[0]), "role": one_of(*ROLES), "content": (TEXT, ["part"]), **_KEPT,
+        }, ("role", "content")),
         "function_call": Kind(None, {
-            "type": one_of(KINDS[1]), "call_id": TEXT, "name": TEXT, "namespace": TEXT, "arguments": TEXT,
+            "type": one_of(KINDS[1]), "call_id": TEXT, "name": TEXT, "namespace": TEXT, "arguments": TEXT, **_KEPT,
         }, ("type", "call_id", "name", "arguments")),
-        "function_call_output": Kind(None, {"type": one_of(KINDS[2]), "call_id": TEXT, "output": (TEXT, ["part"])},
-                                     ("type", "call_id", "output")),
-        "reasoning_item": Kind(None, {"type": one_of(KINDS[3]), "summary": [OBJECT], "content": [OBJECT]}, ("type",)),
+        "function_call_output": Kind(None, {
+            "type": one_of(KINDS[2]), "call_id": TEXT, "output": (TEXT, ["part"]), **_KEPT,
+        }, ("type", "call_id", "output")),
+        "reasoning_item": Kind(None, {
+            "type": one_of(KINDS[3]), "summary": [OBJECT], "content": [OBJECT], **_KEPT,
+        }, ("type",)),
         "part": Kind(None, {
             "type": one_of("input_text", "output_text", "text", "refusal", "input_image", "input_file"),
             "text": TEXT, "refusal": TEXT, "image_url": TEXT, **_OF_FILES, **_CLIP, **_CLOSELY,
