@@ -79,7 +79,7 @@ class Answering:
         told = msgspec.json.decode(encode_error(error))["error"]
         (*_,) = self._closed("incomplete")
         code = error.code if error.code == "rate_limit_exceeded" else "server_error"
-        failed = self._whole("failed", "failed", error={"code": code, "message": error.message})
+        failed = self._whole("failed", "failed", error={"code": code, "message": error.message}, store=False)
         return self._numbered(
             [{"type": "error", **{name: told[name] for name in ("code", "message", "param")}}, failed]
         )

@@ -220,6 +220,7 @@ def test_a_failure_ends_the_stream(error: ApiError, code: str, failed: str) -> N
     }  # fmt: skip
     response = last[1]["response"]
     assert (response["status"], response["error"]) == ("failed", {"code": failed, "message": error.message})
+    assert response["store"] is False
     assert response["output"][0]["status"] == "incomplete"
     assert response["output"][0]["content"][0]["text"] == "A cat."
 
