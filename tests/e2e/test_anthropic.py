@@ -67,7 +67,7 @@ def test_it_streams_the_same(reader: anthropic.Anthropic) -> None:
     assert [event.type for event in events][:2] == ["message_start", "content_block_start"]
     assert [event.type for event in events][-3:] == ["content_block_stop", "message_delta", "message_stop"]
     deltas = [event.delta.text for event in events if event.type == "content_block_delta"]
-    assert ("".join(deltas), len(deltas) > 3) == ("HELLO42", True)
+    assert ("".join(deltas), len(deltas) > 1) == ("HELLO42", True)  # those of several steps may come as one
     assert (events[-2].delta.stop_reason, events[-2].usage.output_tokens) == ("end_turn", 8)
 
 

@@ -177,7 +177,12 @@ async def test_no_memory_to_draw_sheds_and_goes_on(engine: LocalEngine, monkeypa
         return whole(scores, rows)
 
     monkeypatch.setattr(worker, "draw", narrow)
-    wanted = [ask(engine, tenant="a"), ask(engine, "x " * 300, tenant="large"), ask(engine, tenant="b")]
+    # Long enough for all three to be at it together, however late one of them comes.
+    wanted = [
+        ask(engine, tenant="a", max_tokens=200),
+        ask(engine, "x " * 300, tenant="large", max_tokens=200),
+        ask(engine, tenant="b", max_tokens=200),
+    ]
     outcomes = await asyncio.gather(*(outcome(engine, each) for each in wanted))
     assert max(calls) == 3
     assert [isinstance(each, Overloaded) for each in outcomes] == [False, True, False]
