@@ -126,8 +126,12 @@ def _json(text: str) -> str | None:
 
 
 def _behind(line: str) -> Callable[[str], str | None]:
-    """What stands behind the last place where a line begins with this; emphasis around it is passed over."""
-    pattern = re.compile(rf"^[ \t*]*{re.escape(line)}[ \t*:]*", re.MULTILINE | re.IGNORECASE)
+    """What stands behind the last place where a line begins with this; emphasis around it is passed over.
+
+    A line that goes on in words before a colon begins with something longer.
+    """
+    longer = "" if line.endswith(":") else r"(?![ \t]*\w)"
+    pattern = re.compile(rf"^[ \t*]*{re.escape(line)}{longer}[ \t*:]*", re.MULTILINE | re.IGNORECASE)
 
     def take(text: str) -> str | None:
         found = list(pattern.finditer(text))

@@ -102,6 +102,8 @@ ROLES = role_chain("inspector", "repair engineer")
         (step_by_step, "The answer: 42", None),
         (ROLES, "## inspector\nBent.\n## Repair engineer\nReplace it.", "Replace it."),
         (ROLES, "## inspector\nBent.", None),
+        (ROLES, "**## Repair engineer:** Replace it.", "Replace it."),
+        (role_chain("repair engineer", "repair"), "## repair engineer\nBent.", None),
         (wrap("sql"), "So: <sql>\nselect 1\n</sql>", "select 1"),
         (wrap("a"), "<a>1</a> or rather <a>2</a>", "2"),
         (wrap("a"), "<a>never mind <a>1</a>", "1"),
