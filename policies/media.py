@@ -218,11 +218,13 @@ async def _each(work: Callable[..., Awaitable[T]], *arguments: Sequence[Any]) ->
 
 
 def _with(message: Message, made: Mapping[int, tuple[Content, ...]]) -> Message:
-    def shown(parts: Iterable[Part]) -> Iterable[Part]:
-        for part in parts:
-            if isinstance(part, ToolResult):
-                yield replace(part, parts=tuple(shown(part.parts)))
-            else:
-                yield from made.get(id(part), (part,))
+    return replace(message, parts=tuple(_shown(message.parts, made)))
 
-    return replace(message, parts=tuple(shown(message.parts)))
+
+def _shown(parts: Iterable[Part], made: Mapping[int, tuple[Content, ...]]) -> Iterable[Part]:
+    # At top level: an inner function that calls itself holds what it sees, pictures too, until the collector comes.
+    for part in parts:
+        if isinstance(part, ToolResult):
+            yield replace(part, parts=tuple(_shown(part.parts, made)))
+        else:
+            yield from made.get(id(part), (part,))

@@ -1,5 +1,7 @@
 """What a request's media may be together: counted over the whole request, read once, held until it is over."""
 
+import gc
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -180,3 +182,14 @@ async def test_media_take_room_until_the_request_is_over(tried: Tried) -> None:
     await tried(part)
     refused = await refusal(tried(replace(part, source=b"words", param="x")))
     assert (refused.param, tried.room.held) == ("x", 0)
+
+
+async def test_nothing_waits_for_the_collector(tried: Tried) -> None:
+    """It comes seldom, and megabytes of pictures would lie there until it does."""
+    gc.collect()
+    gc.disable()
+    try:
+        (shown,) = await tried(Media(source=PICTURE))
+        assert sys.getrefcount(shown) == 2  # this function's, and the call's
+    finally:
+        gc.enable()
