@@ -56,7 +56,7 @@ class Conversations:
 
         Where it cannot be kept it says so: `store` is false. NotFound and InvalidRequest name the field.
         """
-        if large or asked.previous is not None or asked.references:
+        if large or asked.goes_on:
             return await asyncio.to_thread(self._complete, tenant, asked)
         return self._complete(tenant, asked)
 

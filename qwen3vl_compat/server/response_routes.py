@@ -33,15 +33,7 @@ JSON = "application/json"
 async def create_response(request: Http, service: NamedDependency[Service]) -> Response[Any]:
     """Answer, whole or streamed, and keep what was answered."""
     exchange = exchange_of(request.scope)
-    body = await received(exchange, request, service)
-
-    def decode() -> Asked:
-        asked = openai_responses.decode_request(body, request_id=exchange.id, now=int(time.time()))
-        return replace(asked, request=replace(asked.request, idempotency=idempotency_of(exchange, body)))
-
-    large, tenant = len(body) > LARGE, exchange.caller.tenant
-    asked = await asyncio.to_thread(decode) if large else decode()
-    asked = await service.conversations.complete(tenant, asked, large=large)
+    asked, tenant = await _asked(request, service), exchange.caller.tenant
 
     async def encode(_: Request, events: Events) -> AsyncGenerator[bytes, None]:
         answering, ends = Answering(asked), list[Finish]()
@@ -73,6 +65,22 @@ async def create_response(request: Http, service: NamedDependency[Service]) -> R
         return await streamed_answer(service, exchange, asked.request, request.receive, encode, sse.CONTENT_TYPE)
     response = await generated(service, exchange, asked.request, request.receive, gather)
     return Response(response, media_type=JSON, headers=exchange.answer_headers | ignored_header(asked.request))
+
+
+async def _asked(request: Http, service: Service) -> Asked:
+    """What the body asks for, with all that it refers to."""
+    exchange = exchange_of(request.scope)
+    body = await received(exchange, request, service)
+
+    def decode() -> Asked:
+        asked = openai_responses.decode_request(body, request_id=exchange.id, now=int(time.time()))
+        return replace(asked, request=replace(asked.request, idempotency=idempotency_of(exchange, body)))
+
+    large = len(body) > LARGE
+    asked = await asyncio.to_thread(decode) if large else decode()
+    if asked.goes_on:
+        service.check_room(exchange)  # a few words may stand for a conversation of megabytes
+    return await service.conversations.complete(exchange.caller.tenant, asked, large=large)
 
 
 @get("/v1/responses/{name:str}")

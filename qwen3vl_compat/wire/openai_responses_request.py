@@ -49,6 +49,11 @@ class Asked(Struct, frozen=True, kw_only=True):
         """Ids of items that stand for others."""
         return tuple(item["id"] for item in self.items if item.get("type") == "item_reference")
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether it stands on what is stored."""
+        return self.previous is not None or bool(self.references)
+
 
 class Body(Struct):
     """The honoured fields."""

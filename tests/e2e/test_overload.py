@@ -95,6 +95,14 @@ def test_a_full_engine_in_both_families_words_and_no_row_of_it(served: Served) -
             assert counted.total_tokens == 5
 
 
+def test_no_conversation_is_read_for_a_full_engine(served: Served) -> None:
+    key = new_key(served)
+    asked = {"model": "qwen3-vl", "input": "Hello", "previous_response_id": "resp_" + "0" * 24}
+    with full(served, key):
+        assert served.post("/v1/responses", asked, key).status_code == 503
+    assert served.post("/v1/responses", asked, key).status_code == 404
+
+
 def refused_openai(served: Served, key: str, *parts: Any) -> openai.InternalServerError:
     with sdks.openai_client(served, key) as client, pytest.raises(openai.InternalServerError) as refused:
         client.chat.completions.create(model="qwen3-vl", messages=chat(*parts))
