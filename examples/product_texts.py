@@ -1,6 +1,7 @@
-"""Writes a product's text after its sketch: `python examples/product_texts.py [SKETCH] --url ... --key ...`.
+"""Writes a product's text after its sketch: `.venv/bin/python examples/product_texts.py [SKETCH] --url ... --key ...`.
 
-All languages come in one answer, held to a schema, so that none is missing.
+All languages come in one answer, held to a schema, so that none is missing. It takes the real model
+(`serve --model Qwen/Qwen3-VL-4B-Instruct`): the bundled one reads short lines only, and makes everything else up.
 """
 
 import argparse

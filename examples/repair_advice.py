@@ -1,7 +1,8 @@
-"""Says what is broken in a photo and how to mend it: `python examples/repair_advice.py [PHOTO] --url ... --key ...`.
+"""Says how to mend what a photo shows broken: `.venv/bin/python examples/repair_advice.py [PHOTO] --url ... --key ...`.
 
 The link of the manual comes through a function that the model has to call before it answers, so that it need not make
-one up.
+one up. It takes the real model (`serve --model Qwen/Qwen3-VL-4B-Instruct`): the bundled one reads short lines only, and
+calls nothing.
 """
 
 import argparse

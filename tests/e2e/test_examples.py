@@ -27,6 +27,17 @@ def test_the_bundled_model_reads_the_scans(demo: Served) -> None:
     assert "6.png: 'FRAGILE', CER 0.000" in told
 
 
+@pytest.mark.parametrize("name", [path.name for path in sorted((ROOT / "examples").glob("*.py"))])
+def test_each_says_how_to_run_it_and_on_which_model(name: str) -> None:
+    """Outside the environment that `make run` makes they find nothing of ours; the bundled model can do one of them."""
+    command = [sys.executable, str(ROOT / "examples" / name), "--help"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    told = subprocess.run(command, capture_output=True, check=True, env=environment, encoding="utf-8").stdout
+    assert f"`.venv/bin/python examples/{name} " in told
+    assert ("serve --model Qwen/" in told) is (name != "read_scans.py")
+    assert "bundled" in told
+
+
 @pytest.mark.parametrize(
     ("one", "other", "fewest"),
     [
