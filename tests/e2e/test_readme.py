@@ -1,4 +1,4 @@
-"""The documentation's programs run as they stand, only the port, the key and the picture filled in."""
+"""The documentation's programs run as they stand, only the port and the key filled in, and in one place a picture."""
 
 import base64
 import json
@@ -28,7 +28,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder with the files that the programs name."""
+    """A folder with the files that the programs name; the README's are those of a checkout."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "picture.png").write_bytes(SAMPLE.read_bytes())
     (tmp_path / "report.pdf").write_bytes(typeset(["ONE", "TWO"]))
     (tmp_path / "film.mp4").write_bytes(film(steady([drawing(64, 64, seed=n) for n in range(100)], 1), rate=1))
@@ -62,7 +63,7 @@ def test_the_readmes_programs_run(served: Served, capsys: pytest.CaptureFixture[
     assert not re.search("key|authorization", keyless, re.IGNORECASE)
     run(served, [openai_sdk])["client"].close()
     names = run(served, [keyless])
-    assert capsys.readouterr().out == "HELLO42\nHELLO42\n"
+    assert capsys.readouterr().out == "INVOICE7\nINVOICE7\n"
     assert names["answer"].request.url.startswith("http://localhost:")
     assert not {"authorization", "x-goog-api-key"} & {name.lower() for name in names["answer"].request.headers}
 
@@ -70,7 +71,7 @@ def test_the_readmes_programs_run(served: Served, capsys: pytest.CaptureFixture[
 def test_the_readmes_langchain_runs(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     openai_sdk, langchain, _ = programs("README.md")
     run(served, [openai_sdk, langchain])["client"].close()
-    assert capsys.readouterr().out == "HELLO42\nHELLO42\n"
+    assert capsys.readouterr().out == "INVOICE7\nINVOICE7\n"
 
 
 def test_openais_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
