@@ -90,7 +90,7 @@ class Qwen3VLClient:
 
     def __init__(
         self,
-        base_url: str = "http://localhost:8080",
+        base_url: str | None = None,
         api_key: str | None = None,
         *,
         model: str = "qwen3-vl",
@@ -100,9 +100,12 @@ class Qwen3VLClient:
     ) -> None:
         """A call may take `timeout` seconds and is sent at most `retries` times again; raises InvalidInput.
 
+        Without an address it is QWEN3VL_BASE_URL's or http://localhost:8080, without a key QWEN3VL_API_KEY's or none.
         Pictures are brought down to `longest_side` pixels; 0 sends all files as they are.
         """
-        configuration = Configuration(base_url, api_key, model, timeout, retries, longest_side)
+        configuration = Configuration.of(
+            base_url, api_key, model=model, timeout=timeout, retries=retries, longest_side=longest_side
+        )
         self._caller = Caller(configuration)
         self._http = httpx.Client(base_url=configuration.origin, verify=certificates(configuration.origin))
 
@@ -208,7 +211,7 @@ class AsyncQwen3VLClient:
 
     def __init__(
         self,
-        base_url: str = "http://localhost:8080",
+        base_url: str | None = None,
         api_key: str | None = None,
         *,
         model: str = "qwen3-vl",
@@ -218,9 +221,12 @@ class AsyncQwen3VLClient:
     ) -> None:
         """A call may take `timeout` seconds and is sent at most `retries` times again; raises InvalidInput.
 
+        Without an address it is QWEN3VL_BASE_URL's or http://localhost:8080, without a key QWEN3VL_API_KEY's or none.
         Pictures are brought down to `longest_side` pixels; 0 sends all files as they are.
         """
-        configuration = Configuration(base_url, api_key, model, timeout, retries, longest_side)
+        configuration = Configuration.of(
+            base_url, api_key, model=model, timeout=timeout, retries=retries, longest_side=longest_side
+        )
         self._caller = Caller(configuration)
         self._http = httpx.AsyncClient(base_url=configuration.origin, verify=certificates(configuration.origin))
 

@@ -15,6 +15,11 @@ def test_the_defaults() -> None:
     assert load_settings(environment={}) == Settings()
 
 
+def test_what_clients_go_by_is_no_setting() -> None:
+    environment = {"QWEN3VL_BASE_URL": "http://there:1", "QWEN3VL_API_KEY": "sk-x"}
+    assert load_settings(environment=environment) == Settings()
+
+
 def test_the_order(tmp_path: Path) -> None:
     file = tmp_path / "q.toml"
     file.write_text("[server]\nport = 1\nhost = 'a'\ngrace = 5\n")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from qwen3vl_compat.adapters.calling.failures import InvalidInput
 from qwen3vl_compat.adapters.calling.prompt import Prompt
 from qwen3vl_compat.adapters.calling.sending import Sending, Told
 from qwen3vl_compat.messages import Message, OutputFormat, Request, Sampling, Text, Thinking, Tool, ToolChoice
+from qwen3vl_compat.wire.asked import MOST_TOKENS
 
+USUAL_URL = "http://localhost:8080"
 AGENT = f"qwen3vl-compat/{version('qwen3vl-compat')}"
 
 
@@ -50,6 +53,15 @@ class Configuration(Struct, frozen=True):
         for name in ("retries", "longest_side"):
             if getattr(self, name) < 0:
                 raise InvalidInput(f"{name}: must not be below 0", param=name)
+
+    @classmethod
+    def of(cls, base_url: str | None, api_key: str | None, **others: Any) -> "Configuration":
+        """The same with the address and the key from the environment where they are None."""
+        return cls(
+            base_url=os.environ.get("QWEN3VL_BASE_URL", USUAL_URL) if base_url is None else base_url,
+            api_key=os.environ.get("QWEN3VL_API_KEY") if api_key is None else api_key,
+            **others,
+        )
 
     @property
     def origin(self) -> str:
@@ -130,10 +142,11 @@ def request_of(
 def check(question: Question) -> None:
     """Raise InvalidInput for an argument that cannot be meant, before anything is done for it."""
     check_names(question.options, Options)
-    for name in ("temperature", "max_tokens"):
-        value = getattr(question, name)
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise InvalidInput(f"{name}: must be a number", param=name)
+    temperature, most = question.temperature, question.max_tokens
+    if temperature is not None and not (isinstance(temperature, int | float) and math.isfinite(temperature)):
+        raise InvalidInput("temperature: must be a number", param="temperature")
+    if most is not None and not (isinstance(most, int) and 1 <= most <= MOST_TOKENS):
+        raise InvalidInput(f"max_tokens: must be a whole number from 1 to {MOST_TOKENS:,}", param="max_tokens")
     key = question.options.get("idempotency_key")
     if key:
         _check_header("idempotency_key", key)

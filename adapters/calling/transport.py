@@ -136,7 +136,9 @@ def lost(error: httpx.RequestError) -> Lost:
     if isinstance(error, httpx.ReadTimeout | httpx.PoolTimeout):
         return Lost("The time given for the call is over.", late=True)
     unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-    what = "The server cannot be reached" if unsent else "The connection broke"
+    url = error.request.url
+    where = f"{url.scheme}://{url.netloc.decode()}"  # without what a URL may hold of a user's name and password
+    what = f"The server at {where} cannot be reached" if unsent else f"The connection to {where} broke"
     return Lost(f"{what} ({str(error) or type(error).__name__}).", sent=not unsent)
 
 

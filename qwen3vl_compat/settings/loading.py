@@ -18,8 +18,8 @@ from qwen3vl_compat.settings.server import LogSettings, ServerSettings
 from qwen3vl_compat.settings.storage import CacheSettings, LedgerSettings, ResponseSettings
 
 PREFIX = "QWEN3VL_"
-OTHERS = ("QWEN3VL_CONFIG", "QWEN3VL_API_KEY")
-"""Variables that are no settings: where these are, and what clients on the same machine show."""
+OTHERS = ("QWEN3VL_CONFIG", "QWEN3VL_BASE_URL", "QWEN3VL_API_KEY")
+"""Variables that are no settings: where these are, and what clients on the same machine go by."""
 
 
 class SettingsError(Exception):

@@ -199,7 +199,7 @@ NOWHERE = "http://127.0.0.1:1"
         (("",), {"nonsense": 1}, "nonsense"),
         (("",), {"temperature": math.nan}, "temperature"),
         (("",), {"temperature": "hot"}, "temperature"),
-        (("",), {"max_tokens": math.inf}, "max_tokens"),
+        *[(("",), {"max_tokens": most}, "max_tokens") for most in (math.inf, 0, -1, 2.5, "9", 10_000_001)],
         (("",), {"timeout": 0}, "timeout"),
         (("",), {"idempotency_key": "ü"}, "idempotency_key"),
         (("",), {"headers": {"x": "a\nb"}}, "headers[x]"),
@@ -249,6 +249,21 @@ def test_settings_that_cannot_be_meant_are_named(face: Any, settings: dict[str, 
     with pytest.raises(InvalidInput, match=f"^{param}: ") as caught:
         face(**settings)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("face", [Qwen3VLClient, AsyncQwen3VLClient])
+def test_the_environment_says_what_is_not_given(face: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(*given: str | None) -> tuple[str, str | None]:
+        configuration = face(*given)._caller.configuration
+        return configuration.base_url, configuration.api_key
+
+    for name in ("QWEN3VL_BASE_URL", "QWEN3VL_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert seen() == ("http://localhost:8080", None)
+    monkeypatch.setenv("QWEN3VL_BASE_URL", "http://there:1")
+    monkeypatch.setenv("QWEN3VL_API_KEY", "sk-env")
+    assert seen() == ("http://there:1", "sk-env")
+    assert seen("http://here:2", "sk-own") == ("http://here:2", "sk-own")
 
 
 def test_a_stream_has_no_answer_before_its_end() -> None:
