@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 from msgspec import Struct
 
@@ -43,6 +43,9 @@ from qwen3vl_compat.messages import Link, Sampling, Upload
 Medium = str | Path | bytes | RemoteFile | Attachment
 """A path or bytes, an http(s) URL that the server fetches, an uploaded file or its id; or one of them, more closely."""
 Markup = Literal["plain", "markdown", "html"]
+Shape = Literal["boxes", "points"]
+Drawn = Literal["screenshot", "sketch"]
+Vocabulary = Literal["computer_use", "named"]
 _EXACT: Options = {"sampling": Sampling(temperature=0)}
 """What can be right or wrong is not left to chance."""
 
@@ -59,6 +62,7 @@ def read_text(picture: Medium, markup: Markup = "plain") -> Task[Reading]:
 
     HTML also says where each part stands; of a PDF, or of what lies at the server, in thousandths of its page.
     """
+    _check_choice("markup", markup, Markup)
     used = _READ[markup]
 
     def task(caller: Caller, common: Common) -> Steps[Reading]:
@@ -100,7 +104,7 @@ class _Pointed(Struct, frozen=True):
 def locate(
     picture: Medium,
     what: str | Sequence[str],
-    shape: Literal["boxes", "points"] = "boxes",
+    shape: Shape = "boxes",
     *,
     size: Size | None = None,
 ) -> Task[Located]:
@@ -108,6 +112,7 @@ def locate(
 
     `size` is the true size of a picture that lies at the server, which this side cannot look at.
     """
+    _check_choice("shape", shape, Shape)
     used = prompts.LOCATE_BOXES if shape == "boxes" else prompts.LOCATE_POINTS
     kinds = [what] if isinstance(what, str) else list(dict.fromkeys(what))
     if not kinds:
@@ -172,8 +177,9 @@ def extract(picture: Medium, schema: Any, wishes: str = "") -> Task[Extracted[An
     return task
 
 
-def to_html(picture: Medium, kind: Literal["screenshot", "sketch"] = "screenshot", wishes: str = "") -> Task[Page]:
+def to_html(picture: Medium, kind: Drawn = "screenshot", wishes: str = "") -> Task[Page]:
     """Write the HTML of a screenshot or sketch."""
+    _check_choice("kind", kind, Drawn)
     used = prompts.TO_HTML
 
     def task(caller: Caller, common: Common) -> Steps[Page]:
@@ -191,7 +197,7 @@ def next_action(
     screenshot: Medium,
     goal: str,
     done: Sequence[str] = (),
-    vocabulary: Literal["computer_use", "named"] = "computer_use",
+    vocabulary: Vocabulary = "computer_use",
     *,
     size: Size | None = None,
 ) -> Task[Decision]:
@@ -200,6 +206,7 @@ def next_action(
     By Qwen's own function `computer_use`, or as a named action, `click_button("submit")`, for those who find their way
     by names. `size` is that of a screenshot which lies at the server.
     """
+    _check_choice("vocabulary", vocabulary, Vocabulary)
     used = prompts.COMPUTER_USE if vocabulary == "computer_use" else prompts.NAMED_ACTION
     gaps = {"goal": goal, "done": "; ".join(done) or "nothing", "forms": ", ".join(actions.FORMS)}
     function = tool(actions.TOOL, actions.DESCRIPTION, actions.PARAMETERS)
@@ -214,6 +221,13 @@ def next_action(
         return Decision(prompt=str(used), answer=answer, action=action, unit=plane.unit)
 
     return task
+
+
+def _check_choice(name: str, value: object, choices: object) -> None:
+    """Raise InvalidInput for what is none of a Literal's values."""
+    known = get_args(choices)
+    if value not in known:
+        raise InvalidInput(f"{name}: must be one of {', '.join(known)}, not {value!r}", param=name)
 
 
 def _ask(caller: Caller, common: Common, medium: Medium, words: str, form: Options) -> Steps[Answer]:

@@ -7,7 +7,7 @@ fetches and looks at first. What goes wrong is told to the model that called, in
 import asyncio
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -94,7 +94,7 @@ class _Describe(_Arguments, frozen=True):
 class _Locate(_Arguments, frozen=True):
     says = "Find where things are in a picture, as boxes or points, told in `unit` from the upper left corner."
     what: Annotated[list[str], Meta(description="The kinds of things to find.", min_length=1)]
-    shape: Literal["boxes", "points"] = "boxes"
+    shape: abilities.Shape = "boxes"
 
     def task(self, source: str | Path) -> Task[Any]:
         return abilities.locate(source, self.what, self.shape)
@@ -119,7 +119,7 @@ class _Extract(_Arguments, frozen=True):
 
 class _ToHtml(_Arguments, frozen=True):
     says = "Write the HTML of a screenshot or sketch of a page."
-    kind: Literal["screenshot", "sketch"] = "screenshot"
+    kind: abilities.Drawn = "screenshot"
     wishes: Annotated[str, Meta(description="What else is to be kept to.")] = ""
 
     def task(self, source: str | Path) -> Task[Any]:
@@ -130,7 +130,7 @@ class _NextAction(_Arguments, frozen=True):
     says = "Decide what to do next on a screen to reach a goal. Places are told in `unit` from the upper left corner."
     goal: Annotated[str, Meta(description="What is to be reached.")]
     done: Annotated[list[str], Meta(description="What has been done already, in order.")] = []
-    vocabulary: Literal["computer_use", "named"] = "computer_use"
+    vocabulary: abilities.Vocabulary = "computer_use"
 
     def task(self, source: str | Path) -> Task[Any]:
         return abilities.next_action(source, self.goal, self.done, self.vocabulary)
@@ -159,7 +159,9 @@ class Toolbox:
         urls: bool = True,
         names: Iterable[str] = NAMES,
     ) -> None:
-        """Files are opened only in `folder` and below; raises InvalidInput."""
+        """Files are opened only in `folder` and below; raises InvalidInput, also where there is no such folder."""
+        if folder is not None and not Path(folder).is_dir():
+            raise InvalidInput(f"folder: there is no folder {folder}", param="folder")
         self._client = client
         self._reach = Reach(None if folder is None else Path(folder), urls)
         self._tools = {name: _tool(name) for name in names}

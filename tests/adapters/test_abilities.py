@@ -117,6 +117,22 @@ def test_what_cannot_be_asked_is_named_and_not_sent(task: Any, param: str) -> No
         locate(PNG, [])
 
 
+@pytest.mark.parametrize(
+    ("ability", "asked", "told"),
+    [
+        (read_text, {"markup": "latex"}, "markup: must be one of plain, markdown, html, not 'latex'"),
+        (locate, {"what": "car", "shape": "circles"}, "shape: must be one of boxes, points, not 'circles'"),
+        (to_html, {"kind": "photo"}, "kind: must be one of screenshot, sketch, not 'photo'"),
+        (next_action, {"goal": "go on", "vocabulary": []}, "vocabulary: must be one of computer_use, named, not []"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_told_with_those_there_are(ability: Any, asked: Any, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        ability(PNG, **asked)
+    assert str(caught.value) == told
+    assert caught.value.param == told.partition(":")[0]
+
+
 def sent(task: Any, said: Says) -> tuple[dict[str, Any], Any]:
     """The body of a task's request, and what it comes to."""
     with faulty(said) as server, Qwen3VLClient(server.url) as asking:

@@ -320,7 +320,14 @@ def test_failures_are_told_to_the_model_not_raised(folder: Path) -> None:
         assert (told.content, told.status) == ("Error: Too long.", "error")
     with Qwen3VLClient("http://127.0.0.1:1", retries=0) as client:
         answer = Toolbox(client, folder=folder).answer("describe", {"source": "photo.jpg"})
-        assert answer.startswith("Error: The server cannot be reached")
+        assert answer.startswith("Error: The server at http://127.0.0.1:1 cannot be reached")
+
+
+def test_a_folder_that_is_not_there_is_refused_at_once() -> None:
+    with Qwen3VLClient("http://127.0.0.1:1") as client:
+        for folder in ("nofolder", SAMPLE):
+            with pytest.raises(InvalidInput, match=f"^folder: there is no folder {folder}"):
+                Toolbox(client, folder=folder)
 
 
 def test_an_action_that_lacks_something_is_told(client: Qwen3VLClient, folder: Path) -> None:
