@@ -76,19 +76,16 @@ def test_the_readmes_langchain_runs(served: Served, capsys: pytest.CaptureFixtur
 
 def test_openais_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     names = run(served, programs("docs/clients.md", "OpenAI"))
-    with names["client"] as client:
+    with names["client"]:
         assert capsys.readouterr().out.startswith("HELLO42")
-        messages = [{"role": "user", "content": [names["part"], {"type": "text", "text": "What is this?"}]}]
-        answer = client.chat.completions.create(model="qwen3-vl", messages=messages, max_tokens=5)
-        assert answer.usage.prompt_tokens_details.video_tokens > 0
+        assert names["answer"].usage.prompt_tokens_details.video_tokens > 0
 
 
 def test_googles_programs_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
     names = run(served, programs("docs/clients.md", "Google"))
     try:
-        assert re.fullmatch(r"HELLO42\n\d+\n", capsys.readouterr().out)
-        counted = names["gemini"].models.count_tokens(model="qwen3-vl", contents=[names["part"], "What is this?"])
-        assert counted.total_tokens > 100
+        assert re.match(r"HELLO42\n\d+\n", capsys.readouterr().out)
+        assert names["answer"].usage_metadata.prompt_token_count > 100
     finally:
         names["gemini"].close()
 
