@@ -106,7 +106,8 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, output: Path) 
         if process.poll() is not None:
             raise AssertionError(f"the server ended:\n{output.read_text(encoding='utf-8')}")
         try:
-            if httpx.get(url + "/readyz").status_code == 200 and "Try it:" in output.read_text(encoding="utf-8"):
+            if httpx.get(url + "/readyz").status_code == 200:
+                assert "Try it:" in output.read_text(encoding="utf-8"), "it is ready before it has shown its keys"
                 return
         except httpx.TransportError:
             pass

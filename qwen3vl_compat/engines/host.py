@@ -58,8 +58,8 @@ class Host:
     def __init__(self, engine: Engine, more: Figured = tuple) -> None:
         """`more` is what is told beside the engine's own figures."""
         self.engine, self.more = engine, more
-        self.ready = False
-        """Whether the engine has been started."""
+        self.ready = self.announced = False
+        """Whether the engine has been started, and whether the operator was told that requests are taken."""
         self.running = 0
         """Generations under way."""
         self._fronts: set[_Front] = set()
@@ -109,7 +109,7 @@ class _Front:
         try:
             while not self._gone.is_set():
                 self.tell()
-                self._channel.send(Beat(self._host.ready and self._engine.alive))
+                self._channel.send(Beat(self._host.ready and self._engine.alive, self._host.announced))
                 self._unheard += 1  # not a clock's time: where all processes were stopped, none has missed anything
                 if self._unheard > UNHEARD:
                     log.error("a front says nothing any more; the connection to it is given up")

@@ -100,6 +100,8 @@ class Beat(Struct, frozen=True, tag="beat", array_like=True):
     """A sign of life, said again and again (`host.BEAT_S`)."""
 
     alive: bool
+    announced: bool = False
+    """Whether the operator was told that the server takes requests."""
 
 
 class Full(Struct, frozen=True, tag="full", array_like=True):

@@ -71,6 +71,8 @@ class RemoteEngine:
         self._begun = asyncio.Event()
         self._occupancy = Occupancy(1, {})
         self._alive, self._heard, self._closed = False, 0.0, False
+        self.announced = False
+        """Whether the operator was told that the server takes requests."""
         self.lost = asyncio.Event()
         """Set once the engine's process is gone."""
 
@@ -227,7 +229,7 @@ class RemoteEngine:
                 self._occupancy = message.occupancy
             case Beat():
                 self._channel.send(Heard())
-                self._alive = message.alive
+                self._alive, self.announced = message.alive, message.announced
                 if message.alive:
                     self._begun.set()
             case Welcome():

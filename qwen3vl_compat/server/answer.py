@@ -66,6 +66,8 @@ class Service:
         self.lifecycle = Lifecycle()
         self.room = Room(lambda: engine.occupancy)
         self.figures = Figures(settings)
+        self.announced: Callable[[], bool] = lambda: True
+        """Whether the operator was told; a script that waits for readiness then reads the first keys in the log."""
         self.ledger = Ledger(
             accounts.database, lease=settings.ledger.lease, wait=settings.ledger.wait, closed=self._sum_up
         )
@@ -136,7 +138,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a request sent now is likely to be served."""
-        return self.engine.alive and self.ledger.writable and not self.lifecycle.draining
+        return self.engine.alive and self.announced() and self.ledger.writable and not self.lifecycle.draining
 
 
 def encode_whole(request: Request, completion: Completion) -> bytes:

@@ -70,6 +70,7 @@ async def _serve(settings: Settings, engine: RemoteEngine, listener: socket.sock
     accounts = open_accounts(database_of(settings), settings)
     service = build_service(settings, engine, accounts, files=make_files(settings, accounts.database))
     service.figures = Reported(engine, settings)
+    service.announced = lambda: engine.announced
     await serve_until(service, listener, lambda: _say(engine, Serving()), engine.lost)
 
 

@@ -84,6 +84,7 @@ class Fronts:
                 raise SettingsError(self._refusal.result())
             if self._up.is_set():
                 self._started()
+                self._host.announced = True
             await ended
         finally:
             self._stopped.set()

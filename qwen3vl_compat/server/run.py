@@ -113,7 +113,14 @@ async def _serve(
     started: Callable[[], None],
 ) -> None:
     service = build_service(settings, engine, accounts, files=make_files(settings, accounts.database))
-    await serve_until(service, listener, started)
+    told = asyncio.Event()
+    service.announced = told.is_set
+
+    def announce() -> None:
+        started()
+        told.set()
+
+    await serve_until(service, listener, announce)
 
 
 def serve(
