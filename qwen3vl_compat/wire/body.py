@@ -142,6 +142,7 @@ def _asks_nothing(item: Any, rule: Rule) -> bool:
 
 
 _AT = re.compile(r" - at `(?P<path>[^`]*)`$")
+_LACKING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _TYPES = re.compile(r"`(?P<names>\w+(?: \| \w+)*)`")
 _WORDS = {
     "int": "a whole number",
@@ -158,16 +159,28 @@ def _in_words(types: re.Match[str]) -> str:
     return " or ".join(_WORDS.get(name, name) for name in names)
 
 
+def lacking(path: str, more: str = "") -> InvalidRequest:
+    """What is said of a field that must be there; `more` tells what stands in it."""
+    return InvalidRequest(f"{path}: is required{more}", param=path, code="missing_required_parameter")
+
+
 def convert(value: Any, form: type[T], path: str, *, strict: bool = True) -> T:
-    """Read `value` as `form`; a mismatch is an InvalidRequest that names the field under `path`."""
+    """Read `value` as `form`; a mismatch is an InvalidRequest that names the field under `path`.
+
+    None is what a field that was not given comes to, as null is one; in a list it is a null.
+    """
     try:
         return msgspec.convert(value, form, strict=strict)
     except msgspec.ValidationError as error:
         text = str(error)
     found = _AT.search(text)
     inner = found["path"].removeprefix("$") if found else ""
-    param = (path + inner).lstrip(".") or None
-    reason = _TYPES.sub(_in_words, _AT.sub("", text)).replace("`", "'")
+    param, text = (path + inner).lstrip(".") or None, _AT.sub("", text)
+    if value is None and param and not param.endswith("]"):
+        raise lacking(param)
+    if missing := _LACKING.fullmatch(text):
+        raise lacking(f"{param}.{missing['name']}" if param else missing["name"])
+    reason = _TYPES.sub(_in_words, text).replace("`", "'")
     raise InvalidRequest(f"{param}: {reason}" if param else reason, param=param)
 
 

@@ -17,7 +17,7 @@ from qwen3vl_compat.wire.asked import (
     effort,
     schema_text,
 )
-from qwen3vl_compat.wire.body import Json, convert, decode_object, within
+from qwen3vl_compat.wire.body import Json, convert, decode_object, lacking, within
 from qwen3vl_compat.wire.openai_messages import decode_messages, known
 from qwen3vl_compat.wire.openai_sampling import Sampled, StreamOptions, sampling_of
 
@@ -129,6 +129,8 @@ def _tool(item: Json, path: str, ignored: list[str]) -> Tool:
         message = f"{path}.type: only 'function' is supported"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_parameter")
     where = f"{path}.function"
+    if "function" not in fields:
+        raise lacking(where, ": name, description and parameters stand in it")
     inner = known(convert(fields.get("function"), Json, where), "function", where, ignored)
     function = convert(inner, Function, where)
     parameters = "" if function.parameters is None else schema_text(function.parameters, f"{where}.parameters")

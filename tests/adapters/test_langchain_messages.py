@@ -199,7 +199,7 @@ def test_a_turn(message: BaseMessage, expected: Message) -> None:
          "messages[1].content[0].type: blocks of the type 'server_tool_call' cannot be sent"),
         ({"x": 1}, "messages[1].content[0].type: is required"),
         ({"type": "text", "text": 5}, "messages[1].content[0].text: Expected a string, got a whole number"),
-        ({"type": "text"}, "messages[1].content[0].text: Expected a string, got null"),
+        ({"type": "text"}, "messages[1].content[0].text: is required"),
         ({"type": "image"}, "messages[1].content[0]: must hold exactly one of base64, url, file_id"),
         ({"type": "image", "base64": B64, "url": URL},
          "messages[1].content[0]: must hold exactly one of base64, url, file_id"),

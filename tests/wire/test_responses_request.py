@@ -259,7 +259,7 @@ REFUSED = [
     ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
     ({"tools": [F | {"parameters": 5}]}, "tools[0].parameters"),
     ({"tools": [F, F]}, "tools"),
-    ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0]"),
+    ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
     ({"tools": [{"type": "namespace", "name": "a b", "tools": [F]}]}, "tools[0].tools[0].name"),
     ({"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "custom", "name": "x"}]}]},
      "tools[0].tools[0].type"),
@@ -412,3 +412,17 @@ def test_counting_may_leave_the_model_and_the_input_out() -> None:
     body = json.dumps({"previous_response_id": "r", "model": None}).encode()
     count = decode_count(body, request_id=ID, now=1, model="qwen3-vl")
     assert (count.request.model, count.items, count.previous) == ("qwen3-vl", (), "r")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
+        ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+        ({"tools": [{"type": "function"}]}, "tools[0].name"),
+    ],
+)
+def test_what_is_missing_is_said_to_be(fields: Json, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read(fields)
+    assert (refused.value.message, refused.value.param) == (f"{param}: is required", param)
