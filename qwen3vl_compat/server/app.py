@@ -50,6 +50,7 @@ from qwen3vl_compat.server.exchange import exchange_of
 from qwen3vl_compat.server.files import Files
 from qwen3vl_compat.server.guard import METRICS, Guard
 from qwen3vl_compat.server.moderators import make_moderators
+from qwen3vl_compat.server.paths import nothing_at
 from qwen3vl_compat.settings import Settings
 
 
@@ -203,7 +204,7 @@ def _refuse(request: Http, error: ApiError) -> Response[bytes]:
 def _refuse_http(request: Http, error: HTTPException) -> Response[bytes]:
     """Litestar's own refusals: no such route, no such method, a request it cannot read."""
     kinds: dict[int, Callable[[], ApiError]] = {
-        404: lambda: NotFound("There is nothing at this path."),
+        404: lambda: NotFound(nothing_at(exchange_of(request.scope).path, (each.path for each in request.app.routes))),
         405: lambda: InvalidRequest("This path does not take that method.", status=405, code="method_not_allowed"),
     }
     fallback = InvalidRequest("The request cannot be read.", status=error.status_code, code="bad_request")

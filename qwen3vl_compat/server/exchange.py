@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 from litestar.types import HTTPScope, Scope
 from litestar.utils import normalize_path
 
+from qwen3vl_compat.accounts.endpoints import endpoint_of
 from qwen3vl_compat.accounts.key import Key
 from qwen3vl_compat.errors import ApiError
 from qwen3vl_compat.events import First
@@ -60,15 +61,23 @@ class Exchange:
     def _speaks_anthropic(self) -> bool:
         if self.path == "/v1/messages" or self.path.startswith("/v1/messages/"):
             return True
-        return "anthropic-version" in self.headers and self.path.startswith("/v1/models") and self.method == "GET"
+        if "anthropic-version" not in self.headers:
+            return False
+        return self._lost() or (self.path.startswith("/v1/models") and self.method == "GET")
 
     def _speaks_google(self) -> bool:
         if self.path.startswith(("/v1beta", "/upload/")):
             return True
         named = "x-goog-api-key" in self.headers or "key" in self.query
+        if self._lost():
+            return named
         if self.path.startswith("/v1/files"):
             return named or any(header.startswith("x-goog-upload-") for header in self.headers)
         return self.path.startswith("/v1/models") and (self.method == "POST" or named)
+
+    def _lost(self) -> bool:
+        """Whether its path is nobody's: then only what else it says tells in which form its client reads an error."""
+        return not endpoint_of(self.path) and not self.path.startswith(("/admin", "/metrics"))
 
     @property
     def presented(self) -> str | None:

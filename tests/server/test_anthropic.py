@@ -46,7 +46,8 @@ async def create(client: httpx.AsyncClient, /, **headers: str) -> httpx.Response
         ("GET", "/v1/models", {"x-goog-api-key": "x"}, "google"),
         ("POST", "/v1/models/m:generateContent", VERSION, "google"),
         ("POST", "/v1/chat/completions", VERSION, "openai"),
-        ("POST", "/v1/messagesx", VERSION, "openai"),
+        ("POST", "/v1/messagesx", VERSION, "anthropic"),
+        ("POST", "/v1/messagesx", {}, "openai"),
     ],
 )
 async def test_errors_come_in_the_form_of_whose_request_it_is(
