@@ -43,6 +43,9 @@ from qwen3vl_compat.server.repeats import Repeats
 from qwen3vl_compat.settings import Settings
 from qwen3vl_compat.wire import anthropic_messages, generate_content, openai_chat, openai_completions
 
+MOST_NAMES = 5
+"""Models that are named to who asks for one that there is not; `/v1/models` lists all."""
+
 T = TypeVar("T")
 Whole = Callable[[Request, Completion], bytes]
 Streamed = Callable[[Request, Events], AsyncGenerator[bytes, None]]
@@ -279,9 +282,18 @@ def find_model(service: Service, exchange: Exchange, name: str) -> ModelInfo:
     """The model that a caller means by a name; NotFound if there is none, or the caller's key is not for it."""
     model = service.names.find(name)
     if model is None or not may_call(exchange, model):
-        message = f"The model '{name[:100]}' does not exist or you have no access to it."
-        raise NotFound(message, param="model", code="model_not_found")
+        message = f"The model '{name[:100]}' does not exist or you have no access to it"
+        raise NotFound(f"{message}; {_served(service, exchange)}", param="model", code="model_not_found")
     return model
+
+
+def _served(service: Service, exchange: Exchange) -> str:
+    """What a caller may ask for instead."""
+    names = [name for name, model in service.names.listed.items() if may_call(exchange, model)]
+    if not names:
+        return "this key is for no model that is served."
+    more = ", ..." if len(names) > MOST_NAMES else "."
+    return f"there {'is' if len(names) == 1 else 'are'} {', '.join(names[:MOST_NAMES])}{more}"
 
 
 def may_call(exchange: Exchange, model: ModelInfo) -> bool:

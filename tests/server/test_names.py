@@ -85,7 +85,17 @@ async def test_whole_names_are_listed_and_all_are_found(house: House) -> None:
                 name.removeprefix("models/"),
                 f"models/{name.removeprefix('models/')}",
             )
-        assert (await client.get("/v1/models/gpt-5")).status_code == 404
+        missed = await client.get("/v1/models/gpt-5")
+        told = "The model 'gpt-5' does not exist or you have no access to it; there are qwen3-vl, gpt-4o."
+        assert (missed.status_code, missed.json()["error"]["message"]) == (404, told)
+
+
+async def test_of_many_names_some_are_told(tmp_path: Path) -> None:
+    house = House(tmp_path / "state", Settings(model=ModelSettings(aliases={f"a{n}": "qwen3-vl" for n in range(5)})))
+    async with house.client() as client:
+        missed = await client.get("/v1/models/none")
+    assert missed.json()["error"]["message"].endswith("; there are qwen3-vl, a0, a1, a2, a3, ...")
+    house.accounts.database.dispose()
 
 
 async def test_a_key_that_is_not_for_the_model_is_not_for_its_other_names(house: House) -> None:
@@ -94,6 +104,7 @@ async def test_a_key_that_is_not_for_the_model_is_not_for_its_other_names(house:
         assert (await client.get("/v1/models")).json()["data"] == []
         answer: httpx.Response = await client.post("/v1/chat/completions", json=chat("gpt-4o"))
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert answer.json()["error"]["message"].endswith("; this key is for no model that is served.")
 
 
 async def test_the_third_wire_calls_it_so_too(house: House) -> None:
