@@ -176,8 +176,38 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
 def test_a_table_in_a_variable_is_divided_by_commas_and_equals_signs() -> None:
     environment = {"QWEN3VL_MODEL__ALIASES": "gpt-4o = qwen3-vl,gemini-*=qwen3-vl"}
     assert load_settings(environment=environment).model.aliases == {"gpt-4o": "qwen3-vl", "gemini-*": "qwen3-vl"}
-    with pytest.raises(SettingsError, match=r"model\.aliases"):
+    said = r"model\.aliases: must be a table of names and models, in a variable name=model,\.\.\., not 'gpt-4o'\."
+    with pytest.raises(SettingsError, match=said):
         load_settings(environment={"QWEN3VL_MODEL__ALIASES": "gpt-4o"})
+
+
+def test_a_list_or_a_table_in_a_variable_may_be_json() -> None:
+    environment = {
+        "QWEN3VL_MODEL__ALIASES": '{"gpt-4o": "qwen3-vl"}',
+        "QWEN3VL_SERVER__CORS_ORIGINS": '["https://a", "https://b"]',
+        "QWEN3VL_MODERATION__MODERATORS": '[{"kind": "words", "words": {"a": ["x"]}}]',
+        "QWEN3VL_MODEL__NAME": "[x]",
+    }
+    settings = load_settings(environment=environment)
+    assert settings.model.aliases == {"gpt-4o": "qwen3-vl"}
+    assert settings.server.cors_origins == ("https://a", "https://b")
+    assert [each.kind for each in settings.moderation.moderators] == ["words"]
+    assert settings.model.name == "[x]"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("['https://a']", "The variable QWEN3VL_SERVER__CORS_ORIGINS begins as JSON does and is none."),
+        ("https://a,b", "(number 2): must be an origin as https://app.example.org, or *, not 'b'."),
+        ('["x"]', "(number 1): must be an origin as https://app.example.org, or *, not 'x'."),
+        ('{"x": 1}', "server.cors_origins: expected array, got object."),
+    ],
+)
+def test_what_is_wrong_in_a_variables_list_is_shown(value: str, said: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(environment={"QWEN3VL_SERVER__CORS_ORIGINS": value})
+    assert str(refused.value).endswith(said)
 
 
 def test_a_list_in_a_variable_is_divided_by_commas() -> None:

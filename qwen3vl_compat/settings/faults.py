@@ -15,17 +15,31 @@ Steps = Sequence[tuple[str, str]]
 """A path: at each step the name of a field, or else the place in a list."""
 
 
-def fault_of(error: ValidationError, form: type[Struct]) -> str:
-    """As `ledger.synchronous: must be one of NORMAL, FULL, not 'fast'`, for what `form` does not take."""
+def fault_of(error: ValidationError, form: type[Struct], given: object = None) -> str:
+    """As `ledger.synchronous: must be one of NORMAL, FULL, not 'fast'`, for what `form` does not take of `given`."""
     why, at, place = str(error).replace("`", "").rpartition(" - at $")
     if not at:  # it is about the whole
         why, place = place, ""
     steps: Steps = _STEP.findall(place)
     node = _type_at(form, steps)
     field, why = _fault(why, node)
+    if why.startswith("must be ") and ", not " not in why:
+        why += _quoted(given, steps, node)
     name = ".".join([*(name for name, _ in steps if name), *filter(None, (field,))])
     number = next((f" (number {int(place) + 1})" for _, place in steps if place.isdecimal()), "")
     return f"{name}{number}: {why}"
+
+
+def _quoted(given: object, steps: Steps, node: inspect.Type) -> str:
+    """The text that stands for a list or a table, or in a list, none of which is ever secret."""
+    if not (steps and steps[-1][1]) and not isinstance(_bare(node), inspect.DictType | inspect.VarTupleType):
+        return ""
+    for name, place in steps:
+        if isinstance(given, dict):
+            given = cast("dict[str, object]", given).get(name)
+        elif isinstance(given, list) and place.isdecimal():
+            given = cast("list[object]", given)[int(place)]
+    return f", not '{given[:80]}'" if isinstance(given, str) else ""
 
 
 def expected_of(form: type[Struct], name: str) -> str:

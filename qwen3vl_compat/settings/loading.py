@@ -55,7 +55,7 @@ def load_settings(
             table, _, field = name.removeprefix(PREFIX).lower().partition("__")
             if table not in Settings.__struct_fields__ or not field:
                 raise SettingsError(f"The variable {name} names no setting.")
-            _set(tables, table, field, _parted(table, field, value))
+            _set(tables, table, field, _parted(name, table, field, value))
     for name, value in (flags or {}).items():
         table, _, field = name.partition(".")
         if value is not None:
@@ -63,12 +63,17 @@ def load_settings(
     try:
         return msgspec.convert(tables, Settings, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingsError(f"The settings cannot be used: {fault_of(error, Settings).rstrip('.')}.") from None
+        raise SettingsError(f"The settings cannot be used: {fault_of(error, Settings, tables).rstrip('.')}.") from None
 
 
-def _parted(table: str, field: str, value: str) -> str | list[str] | dict[str, str]:
-    """What a variable gives a setting that is a list or a table: its parts between commas, `name=value` in a table."""
+def _parted(variable: str, table: str, field: str, value: str) -> Any:
+    """What a variable gives a setting that is a list or a table: JSON, or parts between commas, of a table `name=value`."""
     usual = getattr(getattr(Settings(), table), field, None)
+    if isinstance(usual, Mapping | tuple) and value.lstrip().startswith(("[", "{")):
+        try:
+            return msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            raise SettingsError(f"The variable {variable} begins as JSON does and is none.") from None
     parts = [part.strip() for part in value.split(",") if part.strip()]
     if isinstance(usual, Mapping) and all("=" in part for part in parts):
         pairs = [part.partition("=") for part in parts]

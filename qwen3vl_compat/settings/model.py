@@ -14,9 +14,10 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     path: str = ""
     """A checkpoint folder or hub name; empty is the bundled demonstration model."""
     name: Annotated[str, Meta(min_length=1, max_length=200)] = "qwen3-vl"
-    aliases: dict[Annotated[str, Meta(min_length=1, max_length=200)], str] = msgspec.field(
-        default_factory=dict[str, str]
-    )
+    aliases: Annotated[
+        dict[Annotated[str, Meta(min_length=1, max_length=200)], str],
+        Meta(description="a table of names and models, in a variable name=model,..."),
+    ] = msgspec.field(default_factory=dict[str, str])
     """Other names that clients may use for it, by name; `gpt-*` is all that begin so."""
     revision: str = ""
     engine: str = "local"
