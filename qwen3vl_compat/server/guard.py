@@ -78,8 +78,7 @@ class Guard:
         if presented is None and self._anonymous and not takes_admin_key(exchange.path):
             return None, await self._enter_without_key(exchange)
         if presented is None:
-            where = _WHERE[exchange.wire]
-            raise Unauthorized(f"No API key was given: send it as '{where}'.", code="missing_api_key")
+            raise Unauthorized(_no_key(exchange), code="missing_api_key")
         key = await self._accounts.key(presented)
         if key is None:
             raise Unauthorized("The API key is not valid.")
@@ -121,6 +120,13 @@ class Guard:
         if isinstance(address, ipaddress.IPv6Address):
             return str(ipaddress.ip_network((address, 64), strict=False).network_address)
         return str(address or "unknown")
+
+
+def _no_key(exchange: Exchange) -> str:
+    """What is said to who has presented none, or one that cannot be read."""
+    if "authorization" in exchange.headers:
+        return "The Authorization header must begin with 'Bearer': send it as 'Authorization: Bearer sk-...'."
+    return f"No API key was given: send it as '{_WHERE[exchange.wire]}'."
 
 
 @lru_cache(4096)

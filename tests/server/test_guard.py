@@ -665,3 +665,11 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 -- it is the database that changes
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("header", ["sk-abc", "Basic c2s=", "Bearer", "Bearer "])
+async def test_a_key_without_its_scheme_is_not_said_to_be_missing(tmp_path: Path, header: str) -> None:
+    async with housing(tmp_path) as house:
+        answer = await house.get("/v1/models", "", authorization=header)
+    told = "The Authorization header must begin with 'Bearer': send it as 'Authorization: Bearer sk-...'."
+    assert (answer.status_code, answer.json()["error"]["message"]) == (401, told)
