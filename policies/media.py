@@ -110,7 +110,7 @@ class MediaPolicy:
         _count_frames(received, limits, self._sources.files.owns)
         with self._room.taking(tenant) as take:
             async with AsyncExitStack() as opened:
-                source = Source(tenant, limits, self._sources, opened, take)
+                source = Source(request, limits, self._sources, opened, take)
                 media = await _each(source.media, received)
                 kinds = [_kind(part, found) for part, found in zip(received, media, strict=True)]
                 _count(kinds, received, limits)

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -14,10 +16,12 @@ from qwen3vl_compat.media.fetch import FetchFailed
 from qwen3vl_compat.media.render import Medium
 from qwen3vl_compat.media.room import Take
 from qwen3vl_compat.media.sniff import NAMES, kind_of
-from qwen3vl_compat.messages import Frames, Link, Media, Received, Upload
+from qwen3vl_compat.messages import Frames, Link, Media, Received, Request, Upload
 from qwen3vl_compat.settings import MediaLimits
 
 log = logging.getLogger(__name__)
+
+_HOST = re.compile(r"[a-z0-9._:-]{1,253}")
 
 PICTURES, VIDEOS = ("jpeg", "png", "webp", "gif"), ("mp4", "webm")
 WANTED: Mapping[str, tuple[str, ...]] = {
@@ -74,8 +78,11 @@ class Sources(Struct, frozen=True):
 class Source:
     """Where one request's media come from: the request itself, a URL, or a file of the tenant's."""
 
-    def __init__(self, tenant: str, limits: MediaLimits, sources: Sources, opened: AsyncExitStack, take: Take) -> None:
-        self._tenant, self._limits, self._opened, self._take = tenant, limits, opened, take
+    def __init__(
+        self, request: Request, limits: MediaLimits, sources: Sources, opened: AsyncExitStack, take: Take
+    ) -> None:
+        self._request, self._tenant = request.id, request.caller.tenant
+        self._limits, self._opened, self._take = limits, opened, take
         self._fetch, self._files = sources.fetch, sources.files
         self._room = limits.max_fetched_bytes
         self._uploads: dict[str, tuple[bytes | Path, str, str]] = {}
@@ -140,7 +147,10 @@ class Source:
         try:
             content = await self._fetch(url, limit)
         except FetchFailed as failed:
-            log.info("media could not be fetched for tenant %s: %s", self._tenant, failed.reason)
+            log.info(
+                "media could not be fetched from %s for request %s of tenant %s: %s",
+                _host_of(url), self._request, self._tenant, failed.reason,
+            )  # fmt: skip
             raise InvalidRequest("could not fetch media", code=f"invalid_{CODES[asked.wanted]}_url") from None
         self._room += limit - len(content)
         self._take(len(content))
@@ -169,6 +179,15 @@ class Source:
             hint = "; a larger one can be uploaded as a file" if inline and kind in VIDEOS else ""
             code = f"{CODES[NOUN_OF[kind]]}_too_large"
             raise InvalidRequest(f"the {noun} has {size:,} bytes; at most {limit:,} are accepted{hint}", code=code)
+
+
+def _host_of(url: str) -> str:
+    """For the log: without credentials, path and query, which may be secret."""
+    try:
+        host = urlsplit(url).hostname or ""
+    except ValueError:
+        host = ""
+    return host if _HOST.fullmatch(host) else "?"
 
 
 def _head(path: Path) -> bytes:

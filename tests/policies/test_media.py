@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from qwen3vl_compat.demo import SAMPLE
 from qwen3vl_compat.errors import InvalidRequest, Overloaded
+from qwen3vl_compat.media.fetch import FetchFailed
 from qwen3vl_compat.media.limits import VideoSpec, VisionSpec
 from qwen3vl_compat.media.room import Room
 from qwen3vl_compat.media.sandbox import Sandbox
@@ -193,3 +194,24 @@ async def test_nothing_waits_for_the_collector(tried: Tried) -> None:
         assert sys.getrefcount(shown) == 2  # this function's, and the call's
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://me:secret@Pictures.example.org:443/secret.png?secret=1#secret", "pictures.example.org"),
+        ("http://[2001:db8::1]/secret", "2001:db8::1"),
+        ("http://[secret/", "?"),
+        ("http:secret", "?"),
+    ],
+)
+async def test_the_log_says_whose_media_could_not_be_fetched_and_from_where(
+    tried: Tried, caplog: pytest.LogCaptureFixture, url: str, host: str
+) -> None:
+    async def fail(url: str, limit: int) -> bytes:
+        raise FetchFailed("status 404")
+
+    tried.fetch = fail  # type: ignore[method-assign]
+    with caplog.at_level("INFO", "qwen3vl_compat.policies.sources"):
+        await refusal(tried(Media(source=Link(url), wanted="image")))
+    assert caplog.messages == [f"media could not be fetched from {host} for request r of tenant : status 404"]
