@@ -99,12 +99,12 @@ class TooSlow(ApiError):
 
 
 class RateLimited(ApiError):
-    """A limit does not allow it now."""
+    """A limit does not allow it now; without `retry_after`, not at any time."""
 
     status = 429
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, *, quota: str, retry_after: int, headers: Headers) -> None:
+    def __init__(self, message: str, *, quota: str, retry_after: int | None, headers: Headers) -> None:
         super().__init__(message, retry_after=retry_after, headers=headers)
         self.quota = quota
 

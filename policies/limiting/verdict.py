@@ -76,5 +76,6 @@ def refusal_of(decision: Decision) -> RateLimited:
         message += f". It begins anew in {math.ceil(standing.reset)} seconds"
         headers += (("x-should-retry", "false"),)
     wait = 1 if claim.period == 0 else min(max(math.ceil(standing.reset), 1), _LONGEST_WAIT)
+    never = claim.amount > claim.limit  # no pause helps
     quota = f"{claim.kind}{period.replace(' a ', '/').replace(' an ', '/')}"
-    return RateLimited(f"{message}.", quota=quota, retry_after=wait, headers=headers)
+    return RateLimited(f"{message}.", quota=quota, retry_after=None if never else wait, headers=headers)

@@ -294,6 +294,8 @@ def test_pages_and_videos_are_pictures(telling: Served, wire: str) -> None:
     too_many = refused(telling, key, wire, *[("image/png", PICTURE)] * 5, SHORT)
     assert "cannot pass" in too_many.message
     assert too_many.headers["x-should-retry"] == "false"
+    assert "retry-after" not in too_many.headers
+    assert "RetryInfo" not in too_many.details
     ask(telling, key, wire, SHORT)
 
 
