@@ -181,6 +181,20 @@ async def test_closing_ends_the_child(tmp_path: Path) -> None:
     assert not list((tmp_path / "compiled").iterdir())
 
 
+def test_a_child_that_is_stopped_with_the_server_is_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[bool] = []
+    compiler = Compiler(replace(RECIPE, rows=6), tmp_path, lambda _: True, told.append)
+    compiler.start()
+    while compiler._child is None:
+        time.sleep(0.01)
+    assert os.getpgid(compiler._child.pid) == compiler._child.pid, "a terminal's Ctrl-C does not reach it"
+    compiler._child.terminate()
+    compiler._thread.join(60)
+    assert told == [False]
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    compiler.close()
+
+
 def test_the_child_ends_with_its_parent_and_leaves_nothing(tmp_path: Path) -> None:
     work = tmp_path / "work-of-one"
     (work / "made").mkdir(parents=True)

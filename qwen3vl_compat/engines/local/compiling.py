@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -178,6 +179,11 @@ class Compiler:
             self._child.kill()
         self._thread.join(5)
 
+    @property
+    def _stopping(self) -> bool:
+        """Whether the server is being stopped: some stop all of its processes at once, the child before it knows."""
+        return self._closed or (self._child is not None and self._child.returncode == -signal.SIGTERM)
+
     def _work(self) -> None:
         folder, adopted = self._cache / self._recipe.name(), False
         try:
@@ -187,7 +193,8 @@ class Compiler:
                 shutil.rmtree(folder, ignore_errors=True)
                 adopted = self._offer(folder)
         except Exception:
-            log.warning("decoding stays uncompiled", exc_info=True)
+            if not self._stopping:
+                log.warning("decoding stays uncompiled", exc_info=True)
         finally:
             self._done(adopted)
 
@@ -215,7 +222,7 @@ class Compiler:
                 with suppress(OSError):  # another server may have been faster
                     made.replace(folder)
                 self._prune()
-            elif not self._closed:
+            elif not self._stopping:
                 log.warning("decoding stays uncompiled: %s", said)
         return folder.exists()
 
@@ -232,14 +239,20 @@ class Compiler:
         with (work / "said").open("wb") as sink:
             command = [sys.executable, "-P", "-m", __name__, str(made)]
             self._child = child = subprocess.Popen(  # noqa: S603 - our own module
-                command, env=os.environ | alone | here, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=sink
+                command,
+                env=os.environ | alone | here,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=sink,
+                process_group=0,  # a terminal's Ctrl-C is for the server, which ends it
             )
         assert child.stdin is not None
-        with child.stdin as source:
+        with suppress(BrokenPipeError), child.stdin as source:  # it may have ended already
             source.write(msgspec.json.encode(self._recipe) + b"\n")
             source.flush()
-            if child.wait() == 0:
-                return None
+            child.wait()
+        if child.wait() == 0:
+            return None
         said = (work / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return said[-1] if said else f"the compiler's process ended with status {child.returncode}"
 
