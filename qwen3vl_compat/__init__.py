@@ -1,4 +1,4 @@
-"""Qwen3-VL behind the OpenAI and Google `generateContent` APIs, with metered keys for many tenants."""
+"""Qwen3-VL behind OpenAI's, Google's and Anthropic's APIs, with metered keys for many tenants."""
 
 from importlib.metadata import version
 

@@ -58,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="qwen3vl-compat", description="Qwen3-VL behind OpenAI's and Google's APIs.")
+    parser = argparse.ArgumentParser(
+        prog="qwen3vl-compat", description="Qwen3-VL behind OpenAI's, Google's and Anthropic's APIs."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="start the server")

@@ -163,7 +163,7 @@ class Start(Struct, frozen=True, kw_only=True, rename="camel"):
 
 def decode_start(body: bytes) -> Start:
     """The body of that request, `{"file": {...}}`; both spellings are read, and an empty body says nothing."""
-    value = camel_case(decode_object(body)) if body.strip() else {}
+    value = camel_case(decode_object(body), START) if body.strip() else {}
     given = convert(value.pop("file", None) or {}, Json, "file")
     value.pop("config", None)
     if value:

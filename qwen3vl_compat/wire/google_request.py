@@ -1,6 +1,7 @@
 """Google's generateContent, the way in: a body as a Request."""
 
 import re
+from collections.abc import Container
 from typing import Any
 
 from msgspec import Struct
@@ -10,6 +11,7 @@ from qwen3vl_compat.messages import Request, Sampling
 from qwen3vl_compat.wire import google_media, google_tools
 from qwen3vl_compat.wire.asked import MOST_CHOICES, MOST_LOGPROBS, MOST_TOKENS, check_stops
 from qwen3vl_compat.wire.body import Bounds, Json, check_bounds, convert, decode_object, shown
+from qwen3vl_compat.wire.fields import GOOGLE
 from qwen3vl_compat.wire.google_contents import decode_content, decode_system, known
 
 VERBATIM = {"args", "response", "partMetadata", "labels", "parameters", "parametersJsonSchema", "responseSchema",
@@ -17,6 +19,7 @@ VERBATIM = {"args", "response", "partMetadata", "labels", "parameters", "paramet
 """Fields whose inside is the user's own and keeps its spelling."""
 
 
+NAMES = frozenset(name for rules in GOOGLE.values() for name in rules)
 CONFIG = "generationConfig"
 
 
@@ -50,13 +53,13 @@ BOUNDS: Bounds = {
 
 def decode_request(body: bytes, *, model: str, request_id: str, now: int, stream: bool = False) -> Request:
     """The body of a generateContent call as a Request; snake_case and camelCase are both read, at every depth."""
-    return _request(camel_case(decode_object(body)), model, request_id, now, stream)
+    return _request(camel_case(decode_object(body), NAMES), model, request_id, now, stream)
 
 
 def decode_count(body: bytes, *, model: str, request_id: str, now: int) -> Request:
     """The body of a countTokens call, which holds contents or a whole generateContentRequest, as a Request."""
     ignored: list[str] = []
-    fields = known(camel_case(decode_object(body)), "countTokens", "", ignored)
+    fields = known(camel_case(decode_object(body), NAMES), "countTokens", "", ignored)
     inner = fields.pop("generateContentRequest", None)
     if inner is None:
         return _request(fields, model, request_id, now, False)
@@ -117,22 +120,26 @@ def _request(value: Json, model: str, request_id: str, now: int, stream: bool) -
     )
 
 
-def camel_case(value: Json) -> Json:
-    """The same object with every key in camelCase, save inside fields that are the user's own."""
+def camel_case(value: Json, names: Container[str]) -> Json:
+    """The same object with these names in camelCase, save inside fields that are the user's own.
+
+    Other keys stay as they are spelt, to be told so.
+    """
     result: Json = {}
     for key, item in value.items():
         name = re.sub(r"(?<=[A-Za-z0-9])_([a-z0-9])", lambda found: found[1].upper(), key)
+        name = name if name in names else key
         if name in result:
             raise InvalidRequest(f"the key {shown(name)} appears twice in one object", code="duplicate_key")
-        result[name] = item if name in VERBATIM else _camel_inside(item)
+        result[name] = item if name in VERBATIM else _camel_inside(item, names)
     return result
 
 
-def _camel_inside(item: Any) -> Any:
+def _camel_inside(item: Any, names: Container[str]) -> Any:
     if isinstance(item, dict):
-        return camel_case(item)  # pyright: ignore[reportUnknownArgumentType]
+        return camel_case(item, names)  # pyright: ignore[reportUnknownArgumentType]
     if isinstance(item, list):
-        return [_camel_inside(one) for one in item]  # pyright: ignore[reportUnknownVariableType]
+        return [_camel_inside(one, names) for one in item]  # pyright: ignore[reportUnknownVariableType]
     return item
 
 

@@ -169,6 +169,6 @@ def encode_count(usage: Usage) -> bytes:
 
 def encode_error(error: ApiError) -> bytes:
     """The error envelope; what the engine calls messages is this API's input."""
-    if error.param == "messages":
+    if error.param == "messages" and error.code != "unsupported_parameter":  # then it was sent
         error = ApiError(error.message, param="input", code=error.code, status=error.status)
     return openai_chat.encode_error(error)

@@ -238,3 +238,6 @@ def test_errors_speak_of_this_apis_input() -> None:
     told = json.loads(encode_error(error))["error"]
     assert (told["param"], told["code"], told["type"]) == ("input", "context_length_exceeded", "invalid_request_error")
     assert json.loads(encode_error(InvalidRequest("x", param="top_p")))["error"]["param"] == "top_p"
+    with pytest.raises(InvalidRequest) as refused:
+        decode_request(b'{"model": "m", "input": "x", "messages": []}', request_id="0" * 24, now=0)
+    assert json.loads(encode_error(refused.value))["error"]["param"] == "messages"
