@@ -143,6 +143,7 @@ def _telling(exchange: Exchange, send: Send) -> Send:
             told = {name.lower() for name, _ in headers}
             more = [(name.encode(), value.encode()) for name, value in exchange.answer_headers.items()]
             headers += [(name, value) for name, value in more if name not in told]
+            exchange.ignored = dict(headers).get(b"x-ignored-fields", b"").decode("latin-1")
             message = {**message, "headers": headers}  # pyright: ignore[reportAssignmentType]
         await send(message)
 
@@ -164,7 +165,7 @@ async def _send(status: int, headers: dict[str, str], body: bytes, send: Send) -
 
 async def _send_known(exchange: Exchange, body: bytes, send: Send) -> None:
     """An answer that is there already goes out as it is."""
-    exchange.status = 200
+    exchange.status, exchange.ignored = 200, exchange.answer_headers.get("x-ignored-fields", "")
     headers = [(name.encode(), value.encode()) for name, value in exchange.answer_headers.items()]
     headers += [
         (b"content-type", b"application/json"),
@@ -193,9 +194,14 @@ def _write_line(exchange: Exchange) -> None:
         return
     took = (time.monotonic() - exchange.began) * 1000
     path = UPLOADS + "..." if exchange.path.startswith(UPLOADS) else exchange.path
-    path = re.sub(r"sk-[\w-]+", "sk-...", re.sub(r"[^\x21-\x7e]", "?", path))[:120]
+    ignored = f" ignored={_harmless(exchange.ignored.replace(', ', ','), 200)}" if exchange.ignored else ""
     log.info(
-        "id=%s key=%s model=%s tokens=%s ms=%.0f status=%d %s %s",
+        "id=%s key=%s model=%s tokens=%s ms=%.0f status=%d %s %s%s",
         exchange.id, exchange.caller.key or "-", exchange.model, exchange.tokens, took, exchange.status,
-        exchange.method, path,
+        exchange.method, _harmless(path, 120), ignored,
     )  # fmt: skip
+
+
+def _harmless(text: str, most: int) -> str:
+    """A client's own words, as one word without a key in it."""
+    return re.sub(r"sk-[\w-]+", "sk-...", re.sub(r"[^\x21-\x7e]", "?", text))[:most]

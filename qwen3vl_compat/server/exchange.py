@@ -40,6 +40,8 @@ class Exchange:
         self.unread = False
         """Whether a body may still be coming that nobody will read."""
         self.model = self.tokens = "-"
+        self.ignored = ""
+        """Fields without effect, as the answer's head names them."""
         self.replays: First | None = None
         """The request whose answer is sent again."""
         self.asked = b""

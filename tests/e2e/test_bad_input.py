@@ -386,6 +386,11 @@ def test_ignored_fields_are_named(scripted: Served) -> None:
     answer = scripted.post(CHAT, chat(user="u", metadata={}, made_up=1))
     assert answer.status_code == 200
     assert answer.headers["x-ignored-fields"] == "user, metadata, made_up"
+    end, lines = time.monotonic() + 10, list[str]()
+    while not lines and time.monotonic() < end:  # it is written when the answer has gone out
+        lines = [line for line in scripted.log().splitlines() if answer.headers["x-request-id"] in line]
+        time.sleep(0.01)
+    assert lines[0].endswith(f" POST {CHAT} ignored=user,metadata,made_up")
 
 
 def sent(served: Served, text: bytes) -> bytes:
