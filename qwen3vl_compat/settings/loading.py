@@ -67,7 +67,7 @@ def load_settings(
 
 
 def _parted(variable: str, table: str, field: str, value: str) -> Any:
-    """What a variable gives a setting that is a list or a table: JSON, or parts between commas, of a table `name=value`."""
+    """What a variable gives a list or a table: JSON, or its parts between commas, `name=value` in a table."""
     usual = getattr(getattr(Settings(), table), field, None)
     if isinstance(usual, Mapping | tuple) and value.lstrip().startswith(("[", "{")):
         try:

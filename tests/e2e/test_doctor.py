@@ -118,7 +118,10 @@ def test_the_table_is_for_people(
     assert {line[column:].split("  ")[0] for line in lines[3 : 3 + len(NAMES)]} == {"ok", "failed", "not available"}
     told = lines.index("OpenAI chat: answer")
     assert lines[told + 1] == "  expected  200 from /v1/chat/completions"
-    assert lines[told + 2] == "  seen      404: The model 'nobody' does not exist or you have no access to it; there is qwen3-vl."
+    assert (
+        lines[told + 2]
+        == "  seen      404: The model 'nobody' does not exist or you have no access to it; there is qwen3-vl."
+    )
     assert "--model" in lines[told + 3]
     assert lines[-2].startswith(f"{sum(' ok  ' in line for line in lines)} ok, 4 failed, ")
     assert " requests, 0 tokens, " in lines[-1]
