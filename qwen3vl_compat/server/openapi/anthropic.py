@@ -7,7 +7,7 @@ from msgspec import UNSET, Struct, UnsetType
 from qwen3vl_compat.server import anthropic_routes
 from qwen3vl_compat.server.openapi.forms import FLAG, OBJECT, TEXT, WHOLE, Kind, forms_of, one_of, ref, schemas_of
 from qwen3vl_compat.server.openapi.openai import GENERATING, TIMEOUT
-from qwen3vl_compat.server.openapi.operation import ANSWERED, COUNTED, JSON, SSE, Operation
+from qwen3vl_compat.server.openapi.operation import ANSWERED, COUNTED, EVENTS, JSON, SSE, Operation
 from qwen3vl_compat.wire import anthropic_request
 from qwen3vl_compat.wire.anthropic_content import ROLES
 from qwen3vl_compat.wire.anthropic_fields import ANTHROPIC
@@ -122,7 +122,7 @@ _TAG = "Anthropic"
 OPERATIONS = (
     Operation(
         handler=anthropic_routes.create_message, tag=_TAG, parameters=GENERATING, more=ANSWERED | {402},
-        body={JSON: ref("Anthropic.create")}, answer={JSON: ref("Message"), SSE: TEXT},
+        body={JSON: ref("Anthropic.create")}, answer={JSON: ref("Message"), SSE: EVENTS},
     ),
     Operation(
         handler=anthropic_routes.count_tokens, tag=_TAG, body={JSON: ref("Anthropic.request")}, parameters=(TIMEOUT,),

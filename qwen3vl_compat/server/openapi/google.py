@@ -17,7 +17,7 @@ from qwen3vl_compat.server.openapi.forms import (
 )
 from qwen3vl_compat.server.openapi.google_answers import COMPONENTS as ANSWERS
 from qwen3vl_compat.server.openapi.openai import GENERATING, TIMEOUT
-from qwen3vl_compat.server.openapi.operation import ANSWERED, COUNTED, JSON, SSE, Operation, query
+from qwen3vl_compat.server.openapi.operation import ANSWERED, COUNTED, EVENTS, JSON, SSE, Operation, query
 from qwen3vl_compat.wire import google_request
 from qwen3vl_compat.wire.body import Json
 from qwen3vl_compat.wire.fields import GOOGLE
@@ -87,7 +87,9 @@ OPERATIONS = (
     Operation(
         handler=google_routes.call_model, name="streamGenerateContent", paths=_paths("streamGenerateContent"), tag=_TAG,
         body={JSON: ref("Google.request")}, parameters=(_ALT, *GENERATING), more=ANSWERED,
-        answer={JSON: {"type": "array", "items": {"anyOf": [ref("GeneratedContent"), ref("GoogleError")]}}, SSE: TEXT},
+        answer={
+            JSON: {"type": "array", "items": {"anyOf": [ref("GeneratedContent"), ref("GoogleError")]}}, SSE: EVENTS,
+        },
     ),
     Operation(
         handler=google_routes.call_model, name="countTokens", paths=_paths("countTokens"), tag=_TAG,

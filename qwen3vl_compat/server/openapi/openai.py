@@ -15,7 +15,17 @@ from qwen3vl_compat.server.openapi.forms import (
     schemas_of,
 )
 from qwen3vl_compat.server.openapi.openai_answers import COMPONENTS as ANSWERS
-from qwen3vl_compat.server.openapi.operation import ANSWERED, COUNTED, FOUND, JSON, SSE, Operation, header, query
+from qwen3vl_compat.server.openapi.operation import (
+    ANSWERED,
+    COUNTED,
+    EVENTS,
+    FOUND,
+    JSON,
+    SSE,
+    Operation,
+    header,
+    query,
+)
 from qwen3vl_compat.wire import (
     openai_completions_request,
     openai_request,
@@ -138,7 +148,7 @@ _TAG = "OpenAI"
 OPERATIONS = (
     Operation(
         handler=openai_routes.chat_completions, tag=_TAG, body={JSON: ref("Chat.request")}, parameters=GENERATING,
-        answer={JSON: ref("ChatCompletion"), SSE: TEXT}, more=ANSWERED,
+        answer={JSON: ref("ChatCompletion"), SSE: EVENTS}, more=ANSWERED,
     ),
     Operation(
         handler=response_routes.count_chat, tag=_TAG, body={JSON: ref("Chat.request")}, parameters=(TIMEOUT,),
@@ -146,11 +156,11 @@ OPERATIONS = (
     ),
     Operation(
         handler=openai_routes.completions, tag=_TAG, body={JSON: ref("Completion.request")}, parameters=GENERATING,
-        answer={JSON: ref("TextCompletion"), SSE: TEXT}, more=ANSWERED,
+        answer={JSON: ref("TextCompletion"), SSE: EVENTS}, more=ANSWERED,
     ),
     Operation(
         handler=response_routes.create_response, tag=_TAG, body={JSON: ref("Response.request")}, parameters=GENERATING,
-        answer={JSON: ref("Response"), SSE: TEXT}, more=ANSWERED,
+        answer={JSON: ref("Response"), SSE: EVENTS}, more=ANSWERED,
     ),
     Operation(
         handler=response_routes.count_response, tag=_TAG, parameters=(TIMEOUT,), more=COUNTED,

@@ -15,6 +15,8 @@ from qwen3vl_compat.server.openapi.forms import TEXT, ref
 from qwen3vl_compat.wire.body import Json
 
 JSON, SSE, FORM, BYTES = "application/json", "text/event-stream", "multipart/form-data", "application/octet-stream"
+EVENTS: Json = {"description": "Server-sent events, as the API has them whose route this is."}
+"""What a stream holds. Of any type: some readers hold the whole text to a schema, others each event as an object."""
 
 NONE = frozenset[int]()
 AT_ALL = frozenset({400, 431, 500, 503})
